@@ -1,0 +1,28 @@
+# `make demo` and `make test` set up all they need: a virtual environment in .venv with the pinned versions.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint setup clean
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable ".[offline,onnx,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/elm-nni run nano --run-dir runs/nano
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

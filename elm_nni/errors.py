@@ -1,0 +1,8 @@
+"""The one error that means "the user can mend this"."""
+
+
+class UserError(ValueError):
+    """A mistake in what a user gave: one line that names the thing, its value and what is allowed.
+
+    The command line prints the line and exits with status 2; from Python it is an ordinary ``ValueError``.
+    """
