@@ -1,0 +1,317 @@
+"""A frozen model of transformers as the teacher of a distillation.
+
+Shape suffixes: B batch, T tokens, D hidden, V vocabulary, E embedding size.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from elm_nni.distillation.attention_blocks import find_attention_blocks, find_layers
+from elm_nni.distillation.features import Features
+from elm_nni.distillation.packing import Unpacked, block_diagonal_mask, document_positions
+from elm_nni.distillation.taps import Taps
+from elm_nni.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Encoders that hand a four-dimensional mask to their attention as it is and learn absolute positions.
+_TAKES_BLOCK_MASK = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"}
+
+
+class Teacher:
+    """Any encoder or decoder of transformers (of an encoder-decoder model: its encoder), frozen and in eval mode.
+
+    Not an ``nn.Module`` on purpose: as an attribute of a module it stays out of its parameters, optimizer and
+    checkpoint. A deep copy of its owner shares it.
+
+    Args:
+        model: a base model without task head; it is frozen in place.
+        tokenizer: loaded from the model's own name when first asked for, if not given.
+
+    Raises:
+        UserError: the model takes no token ids, or its forward shows no hidden states of one length and width.
+
+    Example::
+
+        teacher = Teacher.load("bert-base-uncased")
+        teacher.features(ids_BT, mask_BT).hidden[-1]   # (B, T, 768)
+    """
+
+    def __init__(self, model: Any, *, tokenizer: Any = None) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        self.model: Any = model.eval().requires_grad_(False)
+        self.config = model.config
+        self._tokenizer = tokenizer
+        self._attention_paths: list[str] | None = None
+        self._attention_is_input = False
+        features = self._probe()
+        self.num_layers = len(features.hidden)
+        self.width = features.hidden[0].shape[-1]
+        assert features.embedding_BTD is not None
+        self.embedding_width = features.embedding_BTD.shape[-1]
+        self.attention_width = self._find_attention()
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Teacher:
+        """Load a model of the hub or of a local folder.
+
+        Raises:
+            UserError: nothing to load under that name, or a model that cannot teach.
+        """
+        try:
+            model = AutoModel.from_pretrained(str(name), dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}") from error
+        return cls(model.to(device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name or folder that the model was loaded from, its class if it was built in memory."""
+        return str(getattr(self.config, "_name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer.
+
+        Raises:
+            UserError: none was given and none is stored with the model.
+        """
+        if self._tokenizer is None:
+            if not getattr(self.config, "_name_or_path", ""):
+                raise UserError(f"teacher {self.name!r} was built in memory and has no tokenizer: give it one")
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.name)
+            except (OSError, ValueError, KeyError) as error:
+                raise UserError(f"teacher {self.name!r} has no tokenizer: {_first_line(error)}") from error
+        return self._tokenizer
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """The token table, (V, E), without gradient."""
+        table_VE: Tensor = self.model.get_input_embeddings().weight.detach()
+        return table_VE
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table."""
+        return self.token_embeddings.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embeddings.device
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each kind of feature, as ``FeatureDistiller`` takes it; no ``attention`` where there is none."""
+        widths = {"embedding": self.embedding_width, "hidden": self.width}
+        return widths if self.attention_width is None else {**widths, "attention": self.attention_width}
+
+    def to(self, device: str | torch.device) -> Teacher:
+        """Move the model; features are returned on its device."""
+        self.model.to(device)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model, and the tokenizer if it was given or loaded, as transformers does."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+        return folder
+
+    @torch.no_grad()
+    def features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Features:
+        """Embedding output, layer outputs and attention-block outputs, without gradient.
+
+        With ``document_ids`` a row may hold several documents: the features are those of each document on its own, with
+        positions from 0. BERT-like encoders get a block-diagonal mask; every other model gets one
+        row a document. Features at padding have no meaning.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 1 for valid tokens.
+            token_type_ids: (B, T), ignored by models that know no segments.
+            document_ids: (B, T), 0 for padding, else the number of the document; a document is contiguous.
+        """
+        if document_ids is None:
+            return self.run(self.model, input_ids, attention_mask, token_type_ids=token_type_ids)[0]
+        document_ids = document_ids.to(self.device)
+        if attention_mask is not None:
+            document_ids = document_ids.masked_fill(attention_mask.to(self.device) == 0, 0)
+        if self._takes_block_mask():
+            return self._features_masked(input_ids, document_ids, token_type_ids)
+        return self._features_unpacked(input_ids, document_ids, token_type_ids)
+
+    def run(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Features, Any]:
+        """One forward of ``model``, which is the teacher or holds it (a task model); features and own output."""
+        known = inspect.signature(model.forward).parameters
+        given: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
+        inputs = {name: value.to(self.device) for name, value in given.items() if value is not None and name in known}
+        if "use_cache" in known:
+            inputs["use_cache"] = False
+        with self._taps() as taps:
+            output = model(input_ids=input_ids.to(self.device), output_hidden_states=True, return_dict=True, **inputs)
+        hidden = getattr(output, "hidden_states", None)
+        if not hidden or len(hidden) < 2:
+            raise UserError(f"teacher {self.name!r} gives no hidden states: feature distillation needs one per layer")
+        attention = None if self._attention_paths is None else [taps[path] for path in self._attention_paths]
+        return Features(hidden[0], list(hidden[1:]), attention), output
+
+    def _taps(self) -> Taps:
+        paths = {path: path for path in self._attention_paths or ()}
+        return Taps(self.model, inputs=paths) if self._attention_is_input else Taps(self.model, paths)
+
+    def _probe(self) -> Features:
+        if "input_ids" not in inspect.signature(self.model.forward).parameters:
+            raise UserError(f"teacher {self.name!r} takes no input_ids: it must be a text encoder or decoder")
+        ids_BT = torch.arange(1, 5, device=self.device).unsqueeze(0) % self.vocab_size
+        try:
+            features = self.features(ids_BT, torch.ones_like(ids_BT))
+        except UserError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"teacher {self.name!r} does not run on token ids: {_first_line(error)}") from error
+        if len({layer_BTD.shape for layer_BTD in features.hidden}) > 1 or features.hidden[0].shape[:2] != ids_BT.shape:
+            shapes = [tuple(layer_BTD.shape[1:]) for layer_BTD in features.hidden]
+            raise UserError(f"teacher {self.name!r} has hidden states of shapes {shapes}: all must be of one shape")
+        return features
+
+    def _find_attention(self) -> int | None:
+        """Bind the attention-block outputs and return their width; None, with a warning, where there are none."""
+        found = find_attention_blocks(self.model, self.config, self.num_layers)
+        if found is not None:
+            self._attention_paths, self._attention_is_input = found.paths, found.is_input
+            shapes = {layer_BTD.shape[2:] for layer_BTD in self._probe().attention or ()}
+            if len(shapes) == 1:
+                return int(shapes.pop()[0])
+            self._attention_paths = None
+        logger.warning("Teacher %r shows no attention-block outputs: hidden states only", self.name)
+        return None
+
+    def _takes_block_mask(self) -> bool:
+        config = self.config
+        return (
+            config.model_type in _TAKES_BLOCK_MASK
+            and not getattr(config, "is_decoder", False)
+            and config._attn_implementation in ("sdpa", "eager")
+            and "position_ids" in inspect.signature(self.model.forward).parameters
+        )
+
+    def _features_masked(self, input_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None) -> Features:
+        positions_BT = document_positions(document_ids)
+        padding_position = self._padding_position()
+        if padding_position is not None:
+            positions_BT = (positions_BT + padding_position + 1).masked_fill(document_ids == 0, padding_position)
+        mask_B1TT = block_diagonal_mask(document_ids, self.token_embeddings.dtype)
+        return self.run(
+            self.model, input_ids, mask_B1TT, token_type_ids=token_type_ids, position_ids=positions_BT
+        )[0]
+
+    def _padding_position(self) -> int | None:
+        """RoBERTa reserves a position for padding and counts from the one after it."""
+        for path, module in self.model.named_modules():
+            if path.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                return module.padding_idx
+        return None
+
+    def _features_unpacked(self, input_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None) -> Features:
+        rows = Unpacked.of(document_ids)
+        shape_BT = (document_ids.shape[0], document_ids.shape[1])
+        # -1 and None occur as "no padding id"; any id will do behind a mask
+        padding = max(getattr(self.config, "pad_token_id", None) or 0, 0)
+        types = None if token_type_ids is None else rows.split(token_type_ids.to(self.device), 0)
+        found = self.features(
+            rows.split(input_ids.to(self.device), padding), rows.mask_NL.long(), token_type_ids=types
+        )
+        assert found.embedding_BTD is not None
+        return Features(
+            rows.join(found.embedding_BTD, shape_BT),
+            [rows.join(layer, shape_BT) for layer in found.hidden],
+            None if found.attention is None else [rows.join(layer, shape_BT) for layer in found.attention],
+        )
+
+
+def half_depth(teacher: Teacher) -> Teacher:
+    """A copy of the teacher cut to the first half of its layers (rounded down), everything else as it is.
+
+    Raises:
+        UserError: fewer than two layers, or layers that are not a list of modules (shared layers, for example).
+
+    Example::
+
+        half_depth(Teacher.load("bert-base-uncased")).num_layers   # 6
+    """
+    path = find_layers(teacher.model, teacher.num_layers)
+    if teacher.num_layers < 2 or path is None or not hasattr(teacher.config, "num_hidden_layers"):
+        raise UserError(f"teacher {teacher.name!r} has {teacher.num_layers} layers that cannot be cut in half")
+    keep = teacher.num_layers // 2
+    model = copy.deepcopy(teacher.model)
+    parent_path, _, attribute = path.rpartition(".")
+    layers = model.get_submodule(path)
+    setattr(model.get_submodule(parent_path), attribute, nn.ModuleList(list(layers.children())[:keep]))
+    layer_types = getattr(model.config, "layer_types", None)
+    if layer_types is not None:
+        model.config.layer_types = layer_types[:keep]
+    model.config.num_hidden_layers = keep
+    return Teacher(model, tokenizer=teacher._tokenizer)
+
+
+def check_vocabulary(vocab_size: int, embedding_size: int, budget: int) -> None:
+    """Stop before any training if the student's token table alone would break the parameter budget.
+
+    Args:
+        vocab_size: the teacher's, which the student shares.
+        embedding_size: width of the student's token table.
+        budget: parameters in all.
+
+    Raises:
+        UserError: the table has at least ``budget`` parameters, so nothing would be left for the model.
+    """
+    size = vocab_size * embedding_size
+    if size >= budget:
+        raise UserError(
+            f"the teacher's vocabulary of {vocab_size:,} tokens needs a token table of {size:,} parameters at "
+            f"embedding size {embedding_size}: must be below the budget of {budget:,}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
