@@ -1,0 +1,53 @@
+"""Search strategies. The cores (``evolution``, ``growth``) import without NNI and without Lightning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elm_nni.strategies.constrained_evolution import ConstrainedEvolution
+    from elm_nni.strategies.evaluators import DistilEvaluator, SupernetFitness
+    from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
+    from elm_nni.strategies.growth import Growable, GrowthEvent, GrowthRecord, PcaGrowth
+    from elm_nni.strategies.growth_callback import GrowthCallback
+    from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned
+    from elm_nni.strategies.one_shot import ElmOneShot, set_path, to_supernet
+
+_MODULES = {
+    "constrained_evolution": ("ConstrainedEvolution",),
+    "evaluators": ("DistilEvaluator", "SupernetFitness"),
+    "evolution": ("Constraints", "Evolution", "Individual", "Limit"),
+    "growth": ("Growable", "GrowthEvent", "GrowthRecord", "PcaGrowth"),
+    "growth_callback": ("GrowthCallback",),
+    "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned"),
+    "one_shot": ("ElmOneShot", "set_path", "to_supernet"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "CkaHeadPruner",
+    "ConstrainedEvolution",
+    "Constraints",
+    "DistilEvaluator",
+    "ElmOneShot",
+    "Evolution",
+    "Growable",
+    "GrowthCallback",
+    "GrowthEvent",
+    "GrowthRecord",
+    "HeadPlan",
+    "Individual",
+    "Limit",
+    "PcaGrowth",
+    "SupernetFitness",
+    "load_pruned",
+    "set_path",
+    "to_supernet",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

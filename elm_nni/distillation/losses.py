@@ -8,6 +8,8 @@ Shape suffixes: B batch, T tokens, D hidden, C classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,14 +44,38 @@ def relational_feature_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: T
 
         relational_feature_loss(projection(student_BTE), teacher_BTD, attention_mask_BT).backward()
     """
-    student_BTD, teacher_BTD, keep_BT1 = _checked(student_BTD, teacher_BTD, mask_BT)
-    count_B1 = keep_BT1.sum(1)
-    student_BTD, student_scale_BD, student_valid_BD = _centred(student_BTD, keep_BT1, count_B1)
-    teacher_BTD, teacher_scale_BD, teacher_valid_BD = _centred(teacher_BTD, keep_BT1, count_B1)
-    valid_BD = student_valid_BD & teacher_valid_BD & (count_B1 >= 2)
-    student_BTD = student_BTD * student_scale_BD.unsqueeze(1)
-    difference_BTD = student_BTD.addcmul(teacher_BTD, teacher_scale_BD.unsqueeze(1), value=-1)
-    return _mean_where(_mean_square(difference_BTD, count_B1), valid_BD)
+    loss: Tensor = _RelationalFeatureLoss.apply(*_checked(student_BTD, teacher_BTD, mask_BT))
+    return loss
+
+
+class _RelationalFeatureLoss(torch.autograd.Function):
+    """The loss above with its gradient written out: features are large, and every pass over them that is saved counts.
+
+    For centred x and y, variances v and w, a = 1 / sqrt(v + eps), b likewise of w, and r = mean(x y) a b, the loss of a
+    pair is v a^2 + w b^2 - 2 r. Its gradient is linear in x and y. Only the student gets one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student_BTD: Tensor, teacher_BTD: Tensor, keep_BT1: Tensor) -> Tensor:
+        count_B1 = keep_BT1.sum(1)
+        student_BTD, student_scale_BD, student_valid_BD = _centred(student_BTD, keep_BT1, count_B1)
+        teacher_BTD, teacher_scale_BD, teacher_valid_BD = _centred(teacher_BTD, keep_BT1, count_B1)
+        valid_BD = student_valid_BD & teacher_valid_BD & (count_B1 >= 2)
+        count_B1 = count_B1.clamp(min=1)
+        correlation_BD = (student_BTD * teacher_BTD).sum(1) / count_B1 * student_scale_BD * teacher_scale_BD
+        unexplained_BD = _EPS * (student_scale_BD.square() + teacher_scale_BD.square())
+        share_BD = valid_BD / valid_BD.sum().clamp(min=1) / count_B1
+        of_student_BD = 2 * share_BD * (correlation_BD + _EPS * student_scale_BD.square()) * student_scale_BD.square()
+        of_teacher_BD = -2 * share_BD * student_scale_BD * teacher_scale_BD
+        ctx.save_for_backward(student_BTD, teacher_BTD, of_student_BD, of_teacher_BD)
+        return _mean_where(2 - unexplained_BD - 2 * correlation_BD, valid_BD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        student_BTD, teacher_BTD, of_student_BD, of_teacher_BD = ctx.saved_tensors
+        (gradient,) = gradients
+        result_BTD = student_BTD * (gradient * of_student_BD).unsqueeze(1)
+        return result_BTD.addcmul_(teacher_BTD, (gradient * of_teacher_BD).unsqueeze(1)), None, None
 
 
 def mse_feature_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -118,9 +144,9 @@ def _checked(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -
         raise ValueError(f"mask has shape {tuple(mask_BT.shape)}: must be {tuple(student_BTD.shape[:2])}")
     keep_BT1 = mask_BT.to(device=student_BTD.device, dtype=torch.bool).unsqueeze(-1)
     # zero at padding at once: whatever stands there, NaN too, must reach neither the value nor the gradient
-    student_BTD, teacher_BTD = (
-        torch.where(keep_BT1, side, 0.0) for side in _widened(student_BTD, teacher_BTD)
-    )
+    student_BTD, teacher_BTD = _widened(student_BTD, teacher_BTD)
+    if not keep_BT1.all():
+        student_BTD, teacher_BTD = torch.where(keep_BT1, student_BTD, 0.0), torch.where(keep_BT1, teacher_BTD, 0.0)
     return student_BTD, teacher_BTD, keep_BT1
 
 

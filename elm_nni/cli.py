@@ -1,0 +1,322 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elm_nni.errors import UserError
+
+if TYPE_CHECKING:
+    from elm_nni.pipeline.config import Config
+    from elm_nni.pipeline.runner import Run
+
+app = typer.Typer(
+    help="Elastic architecture search for compact language models. Begin with: elm-nni run nano --plan",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+latency_app = typer.Typer(help="Latency tables.", no_args_is_help=True)
+store_app = typer.Typer(help="The stage store.", no_args_is_help=True)
+app.add_typer(latency_app, name="latency")
+app.add_typer(store_app, name="store")
+
+RunDir = Annotated[Path, typer.Argument(help="A run directory that `elm-nni run` made.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", help="Where stages live. Default: ELM_NNI_STORE or the user's cache.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"elm-nni: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/NAME.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Hub name or folder of the teacher.")] = None,
+    text: Annotated[str | None, typer.Option(help="Corpus: a local file, a hub data set or offline:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(help="A known task, or a local csv, jsonl or parquet file.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of a local task, such as text=review,label=stars.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Main metric of the task.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Such as 10M.")] = None,
+    max_latency_ms: Annotated[
+        str | None, typer.Option(help="One limit, or several: 4,8,16 gives a model for each.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random depends on it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key, such as growth.top_k=8.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show stages, hours, disk and what is cached; train nothing.")
+    ] = False,
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run all stages; run again to resume.
+
+    Example: elm-nni run nano --teacher ./my-bert --text corpus.txt --task reviews.csv --columns text=review,label=stars
+    """
+    from elm_nni.pipeline.config import load_config, parse_assignment
+
+    overrides: dict[str, Any] = dict(parse_assignment(item) for item in set_ or [])
+    given = {
+        "teacher.name": teacher, "data.corpus": text, "limits.max_params": max_params, "seed": seed,
+        "tasks": _task(task, columns, metric),
+    }  # fmt: skip
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    limits = _limits(max_latency_ms)
+    if len(limits) == 1:
+        overrides["limits.max_latency_ms"] = limits[0]
+    config = load_config(source, overrides)
+    target = run_dir or Path("runs") / Path(source).stem
+    with _library(verbose):
+        if plan:
+            from elm_nni.pipeline.plan import make_plan
+
+            _show(make_plan(config, _store(store)))
+            return
+        from elm_nni.pipeline.runner import with_latency_limit
+
+        if len(limits) < 2:
+            _finish(_open(config, target, store))
+        for limit in limits if len(limits) > 1 else []:
+            _finish(_open(with_latency_limit(config, limit), target / f"latency-{limit:g}ms", store))
+
+
+def _stage(name: str, help_text: str, build: Callable[[Run], Any]) -> None:
+    def command(run_dir: RunDir, store: Store = None, verbose: Verbose = False) -> None:
+        with _library(verbose):
+            build(_open(_config_of(run_dir), run_dir, store))
+
+    app.command(name, help=f"{help_text}\n\nExample: elm-nni {name} runs/nano")(command)
+
+
+_stage("supernet", "Train the supernet of a run and what it needs.", lambda run: run.supernet_tasks())
+_stage("prune", "Search, then remove or fuse redundant heads of the winner.", lambda run: run.prune())
+_stage("retrain", "Train the winner, after everything it needs.", lambda run: run.retrain())
+_stage("evaluate", "Score the test rows and time all systems.", lambda run: run.evaluate())
+_stage("export", "Write model/, a Hugging Face folder.", lambda run: run.export())
+
+
+@app.command()
+def search(
+    run_dir: RunDir,
+    max_latency_ms: Annotated[str | None, typer.Option(help="One or several limits, such as 4,8,16.")] = None,
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search the supernet of a run; with several limits, one winner for each from the same supernet.
+
+    Example: elm-nni search runs/nano --max-latency-ms 4,8
+    """
+    from elm_nni.pipeline.runner import with_latency_limit
+
+    config = _config_of(run_dir)
+    limits = _limits(max_latency_ms)
+    with _library(verbose):
+        from elm_nni.pipeline.search_stage import winner_line
+
+        if not limits:
+            _show_winner(winner_line(_open(config, run_dir, store).search().folder))
+        for limit in limits:
+            one = _open(with_latency_limit(config, limit), run_dir / f"latency-{limit:g}ms", store)
+            _show_winner(winner_line(one.search().folder))
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write report.html and its plots.
+
+    Example: elm-nni report runs/nano
+    """
+    from elm_nni.report import write_report
+
+    _config_of(run_dir)
+    _say(f"report: {write_report(run_dir)}")
+
+
+@latency_app.command("measure")
+def latency_measure(
+    source: Annotated[str, typer.Argument(help="A preset or a YAML file: its space and its latency condition.")],
+    out: Annotated[Path, typer.Option("--out", help="The table to write.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key, such as latency.threads=2.")] = None,
+) -> None:
+    """Measure a latency table on this machine, to be used here or carried to another (latency.table).
+
+    Example: elm-nni latency measure nano --out phone.json --set latency.threads=2
+    """
+    from elm_nni.cost.latency import measure_table
+    from elm_nni.pipeline.config import load_config, parse_assignment
+    from elm_nni.pipeline.context import Context, latency_condition
+
+    config = load_config(source, dict(parse_assignment(item) for item in set_ or []))
+    settings = Context(config, _store(None), lambda event, **values: None).settings
+    table = measure_table(settings, latency_condition(config), repeats=config.latency.repeats)
+    table.save(out)
+    _say(f"{out}: {table.condition.describe()}, digest {table.digest}")
+
+
+@store_app.command("ls")
+def store_ls(store: Store = None) -> None:
+    """List the stages in the store.
+
+    Example: elm-nni store ls
+    """
+    stages = _store(store)
+    for name, folder, size, finished in stages.entries():
+        _say(f"{name:<15} {folder.name}  {size / 2**20:9.1f} MB  {'finished' if finished else 'unfinished'}")
+    _say(f"store: {stages.root}")
+
+
+@store_app.command("gc")
+def store_gc(
+    keep: Annotated[list[Path] | None, typer.Option("--keep", help="Run directories whose stages stay.")] = None,
+    store: Store = None,
+) -> None:
+    """Remove the stages that no run directory named with --keep uses.
+
+    Example: elm-nni store gc --keep runs/nano
+    """
+    from elm_nni.pipeline.run_dir import stage_folders
+
+    kept = {folder for run_dir in keep or [] for folder in stage_folders(run_dir)}
+    freed = _store(store).collect(kept)
+    _say(f"{freed / 2**20:.1f} MB set free")
+
+
+def _task(task: str | None, columns: str | None, metric: str | None) -> list[dict[str, Any]] | None:
+    if task is None:
+        if columns or metric:
+            raise UserError("--columns and --metric describe a task: give --task too")
+        return None
+    found: dict[str, Any] = {"name": Path(task).stem} if Path(task).suffix else {"name": task}
+    if Path(task).suffix:
+        found["source"] = task
+    if columns is not None:
+        from elm_nni.data.tasks import parse_columns
+
+        texts, label = parse_columns(columns)
+        found |= {"text": texts[0], "label": label} | ({"text_pair": texts[1]} if len(texts) > 1 else {})
+    return [found | ({"metric": metric} if metric else {})]
+
+
+def _limits(text: str | None) -> list[float]:
+    if text is None:
+        return []
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--max-latency-ms {text!r}: expected milliseconds, such as 8 or 4,8,16") from None
+
+
+def _config_of(run_dir: Path) -> Config:
+    from elm_nni.pipeline.config import load_config
+    from elm_nni.pipeline.run_dir import CONFIG
+
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"{run_dir} is not a run directory: it has no {CONFIG}; make one with elm-nni run")
+    return load_config(str(run_dir / CONFIG))
+
+
+def _store(path: Path | None) -> Any:
+    from elm_nni.pipeline.store import StageStore, default_store
+
+    return StageStore(path or default_store())
+
+
+def _open(config: Config, run_dir: Path, store: Path | None) -> Run:
+    from elm_nni.pipeline.runner import Run
+
+    def announce(name: str, result: Any) -> None:
+        _say(f"  {name:<22} {'cached' if result.cached else f'{result.seconds:.1f} s'}")
+
+    return Run(config, _store(store), run_dir, announce)
+
+
+def _finish(run: Run) -> None:
+    from elm_nni.report import write_report
+
+    results = run.all()
+    _show(results_lines(results, run.directory.path))
+    if run.trained:
+        _say(f"report: {write_report(run.directory.path)}")
+    else:
+        _say(f"All {run.num_stages} stages were finished already: nothing was trained.")
+        _say(f"report: {run.directory.path / 'report.html'}")
+
+
+def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
+    """The table of systems, the interval against TF-IDF and the lines that load the model."""
+    names = list(results["tasks"])
+    lines = ["", f"{'system':<30}" + "".join(f"{name:>12}" for name in names) + f"{'params':>12}{'MB':>8}{'ms':>8}"]
+    for row in results["systems"]:
+        scores = "".join(f"{row['tasks'].get(name, float('nan')):>12.4f}" for name in names)
+        params = f"{row['params']:,}" if row["params"] else "-"
+        size = f"{row['megabytes']:.1f}" if row["megabytes"] else "-"
+        latency = f"{row['latency_ms']:.2f}" if row["latency_ms"] else "-"
+        lines.append(f"{row['name']:<30}{scores}{params:>12}{size:>8}{latency:>8}")
+    lines.append(f"ms: {results['latency_ms']['condition']}; scores on the test split, " + ", ".join(
+        f"{name}: {task['metric']}, n={task['n']}" for name, task in results["tasks"].items()
+    ))  # fmt: skip
+    found = results.get("comparison")
+    if found:
+        lines.append(
+            f"ours - {found['against']} on {found['task']}: {found['difference']:+.4f}, "
+            f"95 % interval [{found['low']:+.4f}, {found['high']:+.4f}] ({found['resamples']} paired resamples)"
+        )
+    folder = run_dir / "model" if len(names) == 1 else run_dir / "model" / names[0]
+    lines += [
+        "", "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        f'model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)',
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")', "",
+    ]  # fmt: skip
+    return lines
+
+
+def _show(lines: list[str]) -> None:
+    for line in lines:
+        _say(line)
+
+
+def _show_winner(line: dict[str, Any]) -> None:
+    latency = "" if line["latency_ms"] is None else f", {line['latency_ms']:.2f} ms"
+    _say(f"winner {line['digest']}: metric {line['metric']:.4f}, {line['params']:,} parameters{latency}")
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+
+
+@contextmanager
+def _library(verbose: bool) -> Iterator[None]:
+    """Logging for people: warnings unless asked for more, without NNI's complaints about new torch classes."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if not verbose:
+        warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module.*")
+        for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    yield
+
+
+if __name__ == "__main__":
+    main()

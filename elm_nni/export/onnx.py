@@ -1,0 +1,337 @@
+"""ONNX files of trained models, checked against PyTorch, beside an inference script that needs no torch.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from elm_nni import modeling
+from elm_nni.cost.timing import median_iqr, time_interleaved
+from elm_nni.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE, INT8_FILE, TOKENIZER_FILE, SCRIPT_FILE = "model.onnx", "model-int8.onnx", "tokenizer.json", "infer.py"
+INSTALL = 'pip install "elm-nni[onnx]"'
+# Architectures that can be exported, and the names of their outputs.
+OUTPUTS = {"ElmForSequenceClassification": "logits", "ElmModel": "last_hidden_state"}
+# Batch and length of the inputs that the files are checked with; those longer than the model allows are cut.
+CHECKED_SHAPES = ((1, 1), (1, 7), (3, 16), (2, 128))
+
+SCRIPT = '''"""Classify texts without torch: python infer.py "a text" "another" (a pair: first, tab, second)."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+FIELDS = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
+session = InferenceSession(Path(__file__).with_name("{model}"), providers=["CPUExecutionProvider"])
+tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
+tokenizer.enable_truncation({max_length})
+tokenizer.enable_padding(pad_id={pad_id}, pad_token={pad_token!r})
+encodings = tokenizer.encode_batch([tuple(text.split("\\t")) if "\\t" in text else text for text in sys.argv[1:]])
+inputs = {{i.name: np.array([getattr(e, FIELDS[i.name]) for e in encodings]) for i in session.get_inputs()}}
+labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+for text, logits in zip(sys.argv[1:], session.run(None, inputs)[0]):
+    print(json.dumps({{"text": text, "label": labels[int(logits.argmax())], "logits": logits.tolist()}}))
+'''
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written, and how far it is from PyTorch: largest absolute difference of any output, and sizes in bytes.
+
+    ``script`` is None for a model without classifier or tokenizer; the int8 fields are None unless asked for.
+    """
+
+    path: Path
+    size_bytes: int
+    difference: float
+    int8_path: Path | None = None
+    int8_size_bytes: int | None = None
+    int8_difference: float | None = None
+    script: Path | None = None
+
+
+def export_onnx(
+    model_folder: str | Path,
+    output: str | Path,
+    *,
+    int8: bool = False,
+    token_types: bool = False,
+    tolerance: float = 1e-4,
+) -> OnnxReport:
+    """Write ``model.onnx`` (batch and length free) and compare it with PyTorch in onnxruntime on several shapes.
+
+    With a tokenizer in the folder, a classifier gets ``infer.py`` and ``tokenizer.json`` beside it; the script takes
+    the int8 file if one was asked for.
+
+    Args:
+        model_folder: Folder of a saved ``ElmForSequenceClassification`` or ``ElmModel``.
+        output: Folder to write; made if missing, files of the same names are replaced.
+        int8: Also write ``model-int8.onnx``: weights and token table in int8, activations quantised as they come.
+        token_types: The model also reads ``token_type_ids``, for pairs of texts.
+        tolerance: Largest difference from PyTorch that is accepted of ``model.onnx``, relative to the largest output
+            where that is above one. The int8 file's difference is only reported.
+
+    Raises:
+        UserError: Missing packages (with the command that installs them), a folder that holds no such model, an output
+            that cannot be written, or a difference above ``tolerance``.
+
+    Example:
+        >>> export_onnx("run/model", "run/model/onnx", int8=True).difference < 1e-4
+        True
+    """
+    onnx = _require("onnx")
+    _require("onnxscript")
+    _require("onnxruntime")
+    source, target = Path(model_folder), Path(output)
+    model = _load(source)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
+            # Under its final name only once it was found right.
+            draft = Path(scratch) / MODEL_FILE
+            _write(onnx, model, draft, token_types)
+            difference, scale = _compare(model, draft, token_types)
+            if not difference <= tolerance * max(1.0, scale):
+                raise UserError(
+                    f"{source}: its ONNX file differs from PyTorch by {difference:.2g}; allowed: {tolerance:g}"
+                )
+            int8_difference = None
+            if int8:
+                _quantize(onnx, draft, Path(scratch) / INT8_FILE)
+                int8_difference, _ = _compare(model, Path(scratch) / INT8_FILE, token_types)
+                (Path(scratch) / INT8_FILE).replace(target / INT8_FILE)
+            draft.replace(target / MODEL_FILE)
+        script = _write_script(source, target, model, INT8_FILE if int8 else MODEL_FILE)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    logger.info("wrote %s; largest difference from PyTorch %.2g", target / MODEL_FILE, difference)
+    return OnnxReport(
+        path=target / MODEL_FILE,
+        size_bytes=(target / MODEL_FILE).stat().st_size,
+        difference=difference,
+        int8_path=target / INT8_FILE if int8 else None,
+        int8_size_bytes=(target / INT8_FILE).stat().st_size if int8 else None,
+        int8_difference=int8_difference,
+        script=script,
+    )
+
+
+def measure_onnx(
+    path: str | Path,
+    *,
+    batch_size: int = 1,
+    sequence_length: int = 128,
+    threads: int = 1,
+    repeats: int = 30,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Latency of a file that :func:`export_onnx` wrote, on the CPU in onnxruntime.
+
+    Args:
+        path: The file.
+        batch_size: Sequences at once.
+        sequence_length: Tokens of each, all valid.
+        threads: Threads of one operator.
+        repeats: Timed runs.
+        seed: Of the token ids.
+
+    Returns:
+        Median and interquartile range in ms.
+
+    Raises:
+        UserError: Missing packages, a number below one, a file of another origin, or too long a sequence.
+
+    Example:
+        >>> median_ms, iqr_ms = measure_onnx("run/model/onnx/model.onnx", sequence_length=64)
+    """
+    sizes = {"batch_size": batch_size, "sequence_length": sequence_length, "threads": threads, "repeats": repeats}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"{name} is {value!r}; it must be at least 1")
+    session = _session(Path(path), threads)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if "vocab_size" not in metadata:
+        raise UserError(f"{path} was not written by export_onnx: it does not say its vocab_size")
+    if sequence_length > int(metadata["max_length"]):
+        raise UserError(f"sequence_length is {sequence_length}; {path} takes at most {metadata['max_length']}")
+    rng = np.random.default_rng(seed)
+    ids_BT = rng.integers(int(metadata["vocab_size"]), size=(batch_size, sequence_length))
+    values = {"input_ids": ids_BT, "attention_mask": np.ones_like(ids_BT), "token_type_ids": np.zeros_like(ids_BT)}
+    inputs = {item.name: values[item.name] for item in session.get_inputs()}
+    return median_iqr(time_interleaved({"onnx": lambda: session.run(None, inputs)}, repeats=repeats, seed=seed)["onnx"])
+
+
+class _Positional(nn.Module):
+    """The model with tensors in and one tensor out, which is what an ONNX graph is."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+
+
+def _require(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"ONNX export needs the package {name}; install it with: {INSTALL}") from error
+
+
+def _load(folder: Path) -> modeling.ElmPreTrainedModel:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no model folder: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        name = (config.architectures or ["nothing"])[0]
+        if name not in OUTPUTS:
+            raise UserError(f"{folder} holds {name}; only {' and '.join(OUTPUTS)} are exported to ONNX")
+        model = getattr(modeling, name).from_pretrained(folder, dtype=torch.float32)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {folder}: {' '.join(str(error).split())}") from error
+    return model.eval()
+
+
+def _write(onnx: Any, model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> None:
+    inputs = _inputs(model, 2, min(9, model.config.max_position_embeddings), token_types)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    wrapper = _Positional(model).eval()
+    with _silent(), torch.no_grad():
+        torch.onnx.export(
+            wrapper,
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=[OUTPUTS[type(model).__name__]],
+            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    proto = onnx.load(path)
+    # Stale shapes of intermediate values stop the quantiser, which rewrites the layers that they describe.
+    del proto.graph.value_info[:]
+    config = model.config
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    facts = {"labels": labels, "vocab_size": config.vocab_size, "max_length": config.max_position_embeddings}
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
+    onnx.save(proto, path)
+
+
+def _quantize(onnx: Any, source: Path, target: Path) -> None:
+    quantization = _require("onnxruntime.quantization")
+    prepared = source.with_name("prepared.onnx")
+    with _silent():
+        quantization.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        # The token table is most of a small model: it is read by Gather.
+        quantization.quantize_dynamic(
+            prepared,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+def _compare(model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> tuple[float, float]:
+    """Largest difference from PyTorch over ``CHECKED_SHAPES``, and the largest output; NaN where either has one."""
+    session = _session(path, 1)
+    wrapper = _Positional(model)
+    differences, scales = [], []
+    for batch_size, length in CHECKED_SHAPES:
+        inputs = _inputs(model, batch_size, min(length, model.config.max_position_embeddings), token_types)
+        with torch.inference_mode():
+            expected = wrapper(**inputs).numpy()
+        (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        differences.append(np.abs(found - expected).max())
+        scales.append(np.abs(expected).max())
+    return float(np.max(differences)), float(np.max(scales))
+
+
+def _inputs(
+    model: modeling.ElmPreTrainedModel, batch_size: int, length: int, token_types: bool
+) -> dict[str, torch.Tensor]:
+    """Random token ids; every row but the first is padded on the right, the last one half."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, length)
+    valid_B1 = torch.linspace(length, max(length // 2, 1), batch_size).long()[:, None]
+    inputs = {
+        "input_ids": torch.randint(model.config.vocab_size, shape, generator=generator),
+        "attention_mask": (torch.arange(length)[None] < valid_B1).long(),
+    }
+    if token_types:
+        inputs["token_type_ids"] = torch.randint(model.config.type_vocab_size, shape, generator=generator)
+    return inputs
+
+
+def _session(path: Path, threads: int) -> Any:
+    runtime = _require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # The runtime's errors have no common base of their own.
+        raise UserError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())}") from error
+
+
+def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel, model_file: str) -> Path | None:
+    if not (source / TOKENIZER_FILE).is_file():
+        return None
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source / TOKENIZER_FILE, target / TOKENIZER_FILE)
+    if type(model) is not modeling.ElmForSequenceClassification:
+        return None
+    tokenizer = _require("tokenizers").Tokenizer.from_file(str(source / TOKENIZER_FILE))
+    pad_id = model.config.pad_token_id or 0
+    values: Mapping[str, Any] = {
+        "model": model_file,
+        "max_length": model.config.max_position_embeddings,
+        "pad_id": pad_id,
+        "pad_token": tokenizer.id_to_token(pad_id) or "[PAD]",
+    }
+    script = target / SCRIPT_FILE
+    script.write_text(SCRIPT.format(**values), encoding="utf-8")
+    return script
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the exporter's warnings about its own internals."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

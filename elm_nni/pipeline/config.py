@@ -1,0 +1,411 @@
+"""The pipeline's configuration: frozen dataclasses, read from presets, YAML files and dotted overrides."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from elm_nni.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """The search space: a preset of ``elm_nni.search_spaces``; a setting that is not None replaces the preset's."""
+
+    preset: str = "elm-small"
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    num_heads: int | None = None
+    bottleneck_size: int | None = None
+    ffn_start: int | None = None
+    ffn_step: int | None = None
+    ffn_max: int | None = None
+    embedding_size: int | None = None
+    pooling: str | None = None
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher: ``offline`` for the packaged one, a hub name, or a folder.
+
+    ``head`` says where the teacher's task logits come from: ``linear`` (a linear head on frozen features),
+    ``finetune`` (all of its weights), or a folder with a classifier of the user's own (one task only).
+    """
+
+    name: str = "bert-base-uncased"
+    precision: Precision = "auto"
+    head: str = "linear"
+    finetune_epochs: int = 2
+    finetune_lr: float = 3e-5
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Pre-training text: an offline corpus, a hub data set or a local file. Lengths in tokens, sizes in rows."""
+
+    corpus: str = "offline:demo"
+    text_column: str = "text"
+    sequence_length: int = 128
+    limit_tokens: int | None = None
+    holdout_rows: int = 64
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A downstream task: a known name, or a local file / hub data set with named columns."""
+
+    name: str = "polarity"
+    source: str | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    kind: Literal["classification", "regression"] = "classification"
+    metric: str | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """Hard limits of the search. Parameters count the embeddings, not the head; milliseconds hold under ``latency``."""
+
+    max_params: float | None = None
+    max_params_outside_embeddings: float | None = None
+    max_latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """The condition a latency holds under, and where its table comes from (``table``: a file; None: measured here)."""
+
+    table: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 1
+    sequence_length: int = 128
+    repeats: int = 30
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run. ``steps`` counts optimizer steps; the learning rate warms up, then falls linearly to zero."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip: float = 1.0
+    checkpoint_every: int = 200
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """PCA growth: after every epoch of ``epoch_steps`` supernet steps the ``top_k`` best cells grow, under ``budget``.
+
+    ``budget`` bounds the mean parameter count of a uniformly sampled architecture, embeddings counted.
+    """
+
+    enabled: bool = True
+    top_k: int = 21
+    budget: float = 15.7e6
+    epoch_steps: int = 200
+    threshold: float = 0.99
+    mode: Literal["step", "epoch"] = "step"
+    score: Literal["pca", "pca_normalized"] = "pca"
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Losses: ``relational`` or ``mse`` on features, ``relational`` or ``kl`` on logits, and their weights."""
+
+    features: Literal["relational", "mse"] = "relational"
+    logits: Literal["relational", "kl"] = "relational"
+    beta: float = 1.0
+    gamma: float = 1.0
+    tau: float = 1.0
+    lambda_feature: float = 1.0
+    lambda_logit: float = 1.0
+    lambda_label: float = 1.0
+    token_table: Literal["random", "svd"] = "random"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Evolution. ``tasks`` (default: all) give the fitness, on ``validation_size`` rows carved from training."""
+
+    population: int = 50
+    generations: int = 40
+    mutations: int = 25
+    crossovers: int = 25
+    mutation_prob: float = 0.1
+    keep: int = 50
+    validation_size: int = 512
+    tasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """The CKA head step: heads more alike than ``eta`` are removed, or fused into fewer and wider ones."""
+
+    eta: float = 0.9
+    mode: Literal["remove", "fuse", "off"] = "remove"
+    min_heads: int = 2
+    samples: Literal["tokens", "sequences"] = "tokens"
+    sequences: int = 512
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Training of the winner: from ``scratch``, or from slices of the supernet's weights (``inherit``)."""
+
+    init: Literal["scratch", "inherit"] = "scratch"
+    pretrain: TrainingConfig = field(default_factory=TrainingConfig)
+    finetune: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class BaselinesConfig:
+    """Rows trained beside ours for the results table."""
+
+    uniform: bool = True
+    half_teacher: bool = True
+    tfidf: bool = True
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What ``export`` writes beside the Hugging Face folder."""
+
+    onnx: bool = False
+    int8: bool = False
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """The two supernet phases: distillation on text, then one random path a step on the tasks."""
+
+    pretrain: TrainingConfig = field(default_factory=TrainingConfig)
+    tasks: TrainingConfig = field(default_factory=lambda: TrainingConfig(lr=4e-4))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. See ``docs/configuration.md`` for each key."""
+
+    seed: int = 0
+    precision: Precision = "auto"
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    supernet: SupernetConfig = field(default_factory=SupernetConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries and lists."""
+        return _plain(asdict(self))
+
+
+def preset_names() -> list[str]:
+    """The names ``elm-nni run`` knows."""
+    folder = resources.files("elm_nni.pipeline") / "presets"
+    return sorted(Path(str(entry)).stem for entry in folder.iterdir() if str(entry).endswith(".yaml"))
+
+
+def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a preset or YAML file and applies dotted overrides such as ``{"growth.top_k": 8}``.
+
+    A YAML file may start from a preset: its top-level key ``preset`` names it.
+
+    Raises:
+        UserError: unknown preset or key (the nearest known one is named), wrong type, value out of range.
+    """
+    values = _read(source)
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    config = build(Config, values)
+    validate(config)
+    return config
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Splits ``key=value``; the value is read as YAML, and ``15.7M`` or ``30k`` as a number.
+
+    Raises:
+        UserError: no ``=``.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {text!r}: expected key=value, for example growth.top_k=8")
+    return key.strip(), yaml.safe_load(value)
+
+
+def parse_count(value: Any) -> Any:
+    """``"10M"`` to 10,000,000, ``"30k"`` to 30,000; anything else unchanged."""
+    if isinstance(value, str) and value[-1:] in "kKmM" and value[:-1].replace(".", "", 1).isdigit():
+        return float(value[:-1]) * (1e6 if value[-1] in "mM" else 1e3)
+    return value
+
+
+def build(kind: type, values: Any, path: str = "") -> Any:
+    """Builds a settings dataclass from nested plain values, refusing unknown keys and wrong types."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path or 'configuration'}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {path}{nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
+            raise UserError(f"unknown key {path}{key}{hint}")
+    converted = {key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    return kind(**converted)
+
+
+def validate(config: Config) -> None:
+    """Checks ranges that types cannot say.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("growth.top_k", config.growth.top_k, config.growth.top_k >= 1, ">= 1"),
+        ("growth.budget", config.growth.budget, config.growth.budget > 0, "> 0"),
+        ("growth.threshold", config.growth.threshold, 0 < config.growth.threshold <= 1, "in (0, 1]"),
+        ("growth.epoch_steps", config.growth.epoch_steps, config.growth.epoch_steps >= 1, ">= 1"),
+        ("prune.eta", config.prune.eta, 0 < config.prune.eta <= 1, "in (0, 1]"),
+        ("prune.min_heads", config.prune.min_heads, config.prune.min_heads >= 1, ">= 1"),
+        ("search.mutation_prob", config.search.mutation_prob, 0 < config.search.mutation_prob <= 1, "in (0, 1]"),
+        ("search.population", config.search.population, config.search.population >= 1, ">= 1"),
+        ("search.generations", config.search.generations, config.search.generations >= 1, ">= 1"),
+        ("data.sequence_length", config.data.sequence_length, config.data.sequence_length >= 8, ">= 8"),
+        ("tasks", len(config.tasks), len(config.tasks) >= 1, "at least one task"),
+        ("distillation.tau", config.distillation.tau, config.distillation.tau > 0, "> 0"),
+    ]
+    limits = asdict(config.limits)
+    checks += [(f"limits.{key}", value, value is None or value > 0, "> 0") for key, value in limits.items()]
+    runs = {
+        "supernet.pretrain": config.supernet.pretrain, "supernet.tasks": config.supernet.tasks,
+        "retrain.pretrain": config.retrain.pretrain, "retrain.finetune": config.retrain.finetune,
+    }  # fmt: skip
+    for name, run in runs.items():
+        checks += [
+            (f"{name}.steps", run.steps, run.steps >= 1, ">= 1"),
+            (f"{name}.batch_size", run.batch_size, run.batch_size >= 1, ">= 1"),
+            (f"{name}.lr", run.lr, run.lr > 0, "> 0"),
+            (f"{name}.warmup", run.warmup, 0 <= run.warmup < 1, "in [0, 1)"),
+            (f"{name}.checkpoint_every", run.checkpoint_every, run.checkpoint_every >= 1, ">= 1"),
+        ]
+    for key, value, allowed, text in checks:
+        if not allowed:
+            raise UserError(f"{key}: {value!r} is not allowed; it must be {text}")
+    names = [task.name for task in config.tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"tasks: names must differ, got {', '.join(names)}")
+    unknown = [name for name in config.search.tasks if name not in names]
+    if unknown:
+        raise UserError(f"search.tasks: unknown task {unknown[0]!r}; known: {', '.join(names)}")
+
+
+def _read(source: str) -> dict[str, Any]:
+    names = preset_names()
+    if source in names:
+        text = (resources.files("elm_nni.pipeline") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+        return yaml.safe_load(text)
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        nearest = difflib.get_close_matches(source, names, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"unknown preset {source!r}{hint} Known: {', '.join(names)}, or a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values at the top level, got {type(values).__name__}")
+    base = values.pop("preset", None)
+    return _merge(_read(str(base)), values) if base else values
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    target = values
+    for name in parents:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise UserError(f"{dotted}: {name} has no keys of its own")
+    target[last] = value
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(argument for argument in arguments if argument is not type(None)), value, path)
+    if is_dataclass(hint) and isinstance(hint, type):
+        if hint is TaskConfig and isinstance(value, str):
+            return TaskConfig(name=value)
+        return build(hint, value, f"{path}.")
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(arguments[0], item, path) for item in items)
+    if origin is Literal:
+        # YAML reads a bare off as false
+        value = "off" if value is False and "off" in arguments else value
+        if value not in arguments:
+            raise UserError(f"{path}: {value!r} is not allowed; it must be one of {', '.join(map(str, arguments))}")
+        return value
+    return _scalar(hint, value, path)
+
+
+def _scalar(kind: type, value: Any, path: str) -> Any:
+    value = parse_count(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if kind is float or float(value).is_integer():
+            return kind(value)
+    elif isinstance(value, kind):
+        return value
+    raise UserError(f"{path}: {value!r} is not allowed; it must be of type {kind.__name__}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

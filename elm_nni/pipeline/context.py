@@ -1,0 +1,195 @@
+"""What every stage of a run shares: configuration, store, log; teacher, text and tasks, loaded when first asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elm_nni.cost.condition import LatencyCondition
+from elm_nni.data.batches import TaskRows, sorted_batches
+from elm_nni.data.packing import PackedCorpus, pack_source
+from elm_nni.data.rows import tokenizer_digest
+from elm_nni.data.tasks import TASKS, Kind, TaskData, TaskSpec, find_task, load_task, split_search_validation
+from elm_nni.digest import derive_seed
+from elm_nni.distillation.teacher import Teacher
+from elm_nni.errors import UserError
+from elm_nni.pipeline.config import Config, TaskConfig
+from elm_nni.pipeline.store import StageStore
+from elm_nni.search_spaces.architecture import SpaceSettings, preset_settings
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, tokenised. ``search`` rows are carved from training for the search; test rows are not tokenised here."""
+
+    data: TaskData
+    train: TaskRows
+    search: TaskRows
+    validation: TaskRows
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.data.kind
+
+    @property
+    def num_outputs(self) -> int:
+        return self.data.num_labels
+
+
+@dataclass
+class Context:
+    """A run's inputs. Everything that is loaded depends on ``config`` alone.
+
+    Args:
+        log: called with an event name and plain values.
+    """
+
+    config: Config
+    store: StageStore
+    log: Callable[..., None]
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher in fp32."""
+        return Teacher.load(teacher_source(self.config.teacher.name), device=self.device)
+
+    @cached_property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def teacher_in(self, precision: str) -> Teacher:
+        """The teacher in ``"fp32"`` or ``"bf16"``."""
+        if precision == "fp32":
+            return self.teacher
+        return Teacher.load(teacher_source(self.config.teacher.name), dtype=torch.bfloat16, device=self.device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.teacher.tokenizer
+
+    @cached_property
+    def settings(self) -> SpaceSettings:
+        """The search space, with the teacher's vocabulary and at most its longest sequence."""
+        given = {
+            key: value for key, value in asdict(self.config.space).items() if value is not None and key != "preset"
+        }
+        try:
+            settings = preset_settings(self.config.space.preset, **given)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"space.{error}") from error
+        limit = getattr(self.teacher.config, "max_position_embeddings", settings.max_position_embeddings)
+        return replace(
+            settings,
+            vocab_size=self.teacher.vocab_size,
+            max_position_embeddings=min(settings.max_position_embeddings, limit),
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+        )
+
+    @cached_property
+    def corpus(self) -> tuple[PackedCorpus, PackedCorpus]:
+        """Packed pre-training rows, and held-out rows."""
+        data = self.config.data
+        packed = pack_source(
+            data.corpus, self.tokenizer, sequence_length=data.sequence_length, folder=self.store.root / "corpora",
+            limit_tokens=data.limit_tokens, seed=self.config.seed,
+        )  # fmt: skip
+        return packed.split(data.holdout_rows)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every configured task by name."""
+        return {task.name: self._prepare(task) for task in self.config.tasks}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What names the teacher, its tokenizer and the space in the digest of a stage."""
+        return {
+            "teacher": {"name": self.config.teacher.name, "tokenizer": tokenizer_digest(self.tokenizer)},
+            "space": asdict(self.settings),
+            "seed": self.config.seed,
+        }
+
+    def test_rows(self, name: str) -> TaskRows:
+        """The tokenised test rows of a task; ``evaluate`` alone asks for them."""
+        data = self.tasks[name].data
+        return TaskRows(data.test, self.tokenizer, data.max_length)
+
+    def _prepare(self, task: TaskConfig) -> Task:
+        data = load_task(task_spec(task), self.config.seed)
+        train, search = split_search_validation(data.train, self.config.search.validation_size, self.config.seed)
+        parts = [TaskRows(rows, self.tokenizer, data.max_length) for rows in (train, search, data.validation)]
+        return Task(replace(data, name=task.name, train=train), *parts)
+
+
+def latency_condition(config: Config) -> LatencyCondition:
+    """The condition that the limit and the table hold under."""
+    latency = config.latency
+    return LatencyCondition(
+        device=latency.device, threads=latency.threads, batch_size=latency.batch_size,
+        sequence_length=latency.sequence_length,
+    )  # fmt: skip
+
+
+def teacher_source(name: str) -> str:
+    """A hub name or folder; ``offline`` is the packaged teacher."""
+    if name == "offline":
+        from elm_nni.data.offline import teacher_folder
+
+        return str(teacher_folder())
+    return name
+
+
+def task_spec(task: TaskConfig) -> TaskSpec:
+    """The specification that ``elm_nni.data`` loads.
+
+    Raises:
+        UserError: unknown name without a source, or a metric that does not fit.
+    """
+    if task.source is None and task.name in TASKS:
+        spec = TASKS[task.name]
+        changes: dict[str, Any] = {"max_length": task.max_length} if task.max_length else {}
+    else:
+        spec = find_task(task.source or task.name)
+        text = (task.text, task.text_pair) if task.text_pair else (task.text,)
+        changes = {"name": task.name, "text": text, "label": task.label, "kind": task.kind}
+        changes["metric"] = "accuracy" if task.kind == "classification" else "spearman"
+        changes["max_length"] = task.max_length or spec.max_length
+    if task.metric:
+        changes["metric"] = task.metric
+    try:
+        return replace(spec, **changes)
+    except ValueError as error:
+        raise UserError(f"tasks.{task.name}: {error}") from error
+
+
+def evaluation_batches(
+    rows: TaskRows, name: str, batch_size: int = EVALUATION_BATCH
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Length-sorted batches of all rows, each with its task's name, and the row number of each prediction."""
+    order = sorted_batches(rows.lengths, batch_size)
+    return [{**rows.batch(indices), "task": name} for indices in order], torch.tensor([i for b in order for i in b])
+
+
+@contextmanager
+def seeded(seed: int, stage: str) -> Iterator[None]:
+    """Sets torch's generator from (seed, stage) inside the block and restores it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, stage))
+        yield

@@ -1,0 +1,46 @@
+"""The latency table of a run: the user's own, checked against the condition, or measured here once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from elm_nni.cost.latency import measure_table
+from elm_nni.cost.latency_table import LatencyTable
+from elm_nni.pipeline.context import Context, latency_condition
+
+_TABLE = "table.json"
+
+
+def given_table(context: Context) -> LatencyTable | None:
+    """The table that ``latency.table`` names, or None.
+
+    Raises:
+        UserError: it is damaged, of another condition, or of another space.
+    """
+    path = context.config.latency.table
+    if path is None:
+        return None
+    table = LatencyTable.load(path)
+    table.require(latency_condition(context.config), context.settings)
+    return table
+
+
+def latency_inputs(context: Context) -> dict[str, Any]:
+    """What a measured table depends on, apart from the machine."""
+    return {
+        "condition": asdict(latency_condition(context.config)), "space": asdict(context.settings),
+        "repeats": context.config.latency.repeats,
+    }  # fmt: skip
+
+
+def build_latency(context: Context, folder: Path) -> None:
+    """Measures the table here."""
+    table = measure_table(context.settings, latency_condition(context.config), repeats=context.config.latency.repeats)
+    table.save(folder / _TABLE)
+
+
+def load_latency(folder: Path) -> LatencyTable:
+    """The measured table."""
+    return LatencyTable.load(folder / _TABLE)

@@ -1,0 +1,114 @@
+"""What a run would do: stages and what is cached, hours, disk, and the sizes a search could reach. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from elm_nni.cost.latency_table import LatencyTable, cheapest
+from elm_nni.cost.parameters import (
+    count_parameters,
+    embedding_parameters,
+    extreme_architecture,
+    full_heads,
+    space_config,
+)
+from elm_nni.modeling.blocks_elm import BLOCKS
+from elm_nni.pipeline import latency_stage, precision, supernet_stage, teacher_stage
+from elm_nni.pipeline.config import Config, TrainingConfig
+from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.search_stage import check_reachable
+from elm_nni.pipeline.store import StageStore
+from elm_nni.search_spaces.architecture import SpaceSettings
+
+# Rows of tasks are shorter than packed rows: a fine-tuning step costs about this share of a step on text per row.
+_TASK_SHARE = 0.5
+_BYTES, _CHECKPOINT_COPIES = 4, 3
+
+
+def make_plan(config: Config, store: StageStore) -> list[str]:
+    """The lines of ``--plan``. Loads text and teacher and times a few steps; the measurements are kept for the run.
+
+    Raises:
+        UserError: whatever the run itself would refuse before training.
+    """
+    context = Context(config, store, lambda event, **values: None)
+    supernet_stage.check_growth(config.growth.epoch_steps, config.supernet.pretrain)
+    check_reachable(context, None, config.limits)
+    table = latency_stage.given_table(context)
+    if table is None:
+        inputs = latency_stage.latency_inputs(context)
+        built = store.build("latency", inputs, lambda folder: latency_stage.build_latency(context, folder))
+        table = latency_stage.load_latency(built.folder)
+    check_reachable(context, table, config.limits)
+    timing = store.build(
+        "precision", precision.precision_inputs(context), lambda folder: precision.build_precision(context, folder)
+    )
+    chosen = precision.load_precision(timing.folder)
+    supernet = store.finished(
+        "supernet",
+        supernet_stage.supernet_inputs(context, {"student": chosen["student"], "teacher": chosen["teacher"]}),
+    )
+    teacher = store.finished("teacher", teacher_stage.teacher_inputs(context))
+    seconds = _seconds(context, chosen)
+    lines = [f"{'stage':<26}{'steps':>9}{'hours':>9}  state"]
+    for name, steps, spent in seconds:
+        found = {"supernet": supernet, "teacher": teacher}.get(name)
+        lines.append(f"{name:<26}{steps:>9}{spent / 3600:>9.2f}  {'cached' if found else 'to do'}")
+    todo = sum(spent for name, _, spent in seconds if not {"supernet": supernet, "teacher": teacher}.get(name))
+    weights = _supernet_parameters(context.settings) * _BYTES
+    lines += [
+        f"{'to do':<26}{'':>9}{todo / 3600:>9.2f}  (estimated from {chosen['tokens']} tokens timed here)",
+        f"precision: student {chosen['student']}, teacher {chosen['teacher']}",
+        f"disk: about {weights * (1 + _CHECKPOINT_COPIES) * 2 / 2**30:.2f} GiB of stages in {store.root}",
+        *_reach(context.settings, table),
+    ]
+    return lines
+
+
+def _seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[str, int, float]]:
+    config = context.config
+    per_token = (chosen["student_seconds"][chosen["student"]] + chosen["teacher_seconds"][chosen["teacher"]]) / chosen[
+        "tokens"
+    ]
+    forward = chosen["student_seconds"][chosen["student"]] / 3 / chosen["tokens"]
+
+    def text(training: TrainingConfig) -> float:
+        return training.steps * training.batch_size * config.data.sequence_length * per_token
+
+    search = config.search
+    evaluations = search.population + (search.generations - 1) * (search.mutations + search.crossovers)
+    task_rows = evaluations * search.validation_size * config.data.sequence_length * _TASK_SHARE
+    trained = 1 + config.baselines.uniform
+    retrain, tasks = config.retrain, len(config.tasks)
+    return [
+        ("supernet", config.supernet.pretrain.steps, text(config.supernet.pretrain)),
+        ("teacher", 0, 30.0 * tasks),
+        ("supernet_tasks", config.supernet.tasks.steps, text(config.supernet.tasks) * _TASK_SHARE),
+        ("search (evaluations)", evaluations, task_rows * forward),
+        ("retrain and baseline", trained * retrain.pretrain.steps, trained * text(retrain.pretrain)),
+        (
+            "fine-tune and baseline", trained * tasks * retrain.finetune.steps,
+            trained * tasks * text(retrain.finetune) * _TASK_SHARE,
+        ),
+    ]  # fmt: skip
+
+
+def _reach(settings: SpaceSettings, table: LatencyTable) -> list[str]:
+    smallest, largest = extreme_architecture(settings), extreme_architecture(settings, largest=True)
+    _, fastest = cheapest(table, settings)
+    count: Callable[[dict[str, Any]], int] = lambda sample: count_parameters(sample, settings)  # noqa: E731
+    return [
+        f"parameters: {count(smallest):,} to {count(largest):,}, embeddings counted",
+        f"latency: {fastest:.2f} ms to {table.predict(largest):.2f} ms ({table.condition.describe()})",
+    ]
+
+
+def _supernet_parameters(settings: SpaceSettings) -> int:
+    config = space_config(settings)
+    heads = full_heads(settings)
+    blocks = sum(
+        block.num_parameters(config, ffn_size=settings.ffn_max, num_heads=heads[name][0], head_dim=heads[name][1])
+        for name, block in BLOCKS.items()
+    )
+    return embedding_parameters(settings) + settings.num_layers * blocks

@@ -1,0 +1,235 @@
+"""Evolution on the supernet under hard limits, and the CKA step on its winner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from elm_nni.cost.latency_table import LatencyTable, cheapest
+from elm_nni.cost.parameters import count_parameters, extreme_architecture, parameters_outside_embeddings
+from elm_nni.errors import UserError
+from elm_nni.modeling.modeling_elm import ElmModel
+from elm_nni.pipeline.config import LimitsConfig
+from elm_nni.pipeline.context import Context, Task, evaluation_batches
+from elm_nni.pipeline.modules import TaskTraining, predict
+from elm_nni.pipeline.store import append_json_line, read_json_lines, write_json
+from elm_nni.pipeline.supernet_stage import HEADS, load_supernet, load_widths
+from elm_nni.pipeline.teacher_stage import in_row_order, score
+from elm_nni.report.pareto import non_dominated
+from elm_nni.search_spaces.architecture import cell_name, chosen_blocks, layer_label
+from elm_nni.search_spaces.space import ElmSpace
+from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
+from elm_nni.strategies.head_pruning import CkaHeadPruner
+from elm_nni.strategies.one_shot import set_path
+
+HISTORY, SUMMARY, PARETO = "history.jsonl", "summary.json", "pareto.json"
+
+
+class SupernetScorer:
+    """Scores architectures with the supernet's weights: the mean main metric over the search tasks' search rows."""
+
+    def __init__(self, context: Context, folder: Path) -> None:
+        self.space = load_supernet(context, folder)
+        names = context.config.search.tasks or tuple(context.tasks)
+        self.tasks: list[Task] = [context.tasks[name] for name in names]
+        self.module = TaskTraining(
+            self.space, None, distillation=context.config.distillation, training=context.config.supernet.tasks,
+            heads={name: (task.num_outputs, task.kind) for name, task in context.tasks.items()},
+        )  # fmt: skip
+        self.module.heads.load_state_dict(load_file(folder / HEADS))
+        self.module.to(context.device)
+        self._batches = [evaluation_batches(task.search, task.name) for task in self.tasks]
+
+    def __call__(self, sample: dict[str, Any]) -> float:
+        set_path(self.space, sample)
+        scores = []
+        for task, (batches, order) in zip(self.tasks, self._batches):
+            logits_NC = in_row_order(predict(self.module, batches), order)
+            scores.append(score(task, logits_NC, task.search.labels))
+        return float(np.mean(scores))
+
+
+def search_inputs(context: Context, supernet: str, table: LatencyTable | None, limits: LimitsConfig) -> dict[str, Any]:
+    """What the winner depends on."""
+    return {
+        "supernet": supernet, "seed": context.config.seed, "search": asdict(context.config.search),
+        "limits": asdict(limits), "latency": table.digest if table is not None else None,
+    }  # fmt: skip
+
+
+def build_search(
+    context: Context, folder: Path, supernet: Path, table: LatencyTable | None, limits: LimitsConfig
+) -> None:
+    """Runs the evolution. Finished evaluations are read from the history instead of being run again."""
+    settings, search = context.settings, context.config.search
+    widths = load_widths(supernet)
+    scorer = SupernetScorer(context, supernet)
+    space = scorer.space
+    constraints = Constraints(
+        make_limits(context, table, limits), canonical=lambda sample: space.canonical(with_widths(sample, widths))
+    )
+    evolution = Evolution(
+        space={layer_label(index): list(space.blocks) for index in range(settings.num_layers)},
+        constraints=constraints, population=search.population, generations=search.generations,
+        mutations=search.mutations, crossovers=search.crossovers, mutation_prob=search.mutation_prob, keep=search.keep,
+        initial=cheapest_first(context, table, widths), seed=context.config.seed,
+    )  # fmt: skip
+    known = {line["digest"]: line["metric"] for line in read_json_lines(folder / HISTORY)}
+    lines: list[dict[str, Any]] = []
+    generation = 0
+    while (individual := evolution.ask()) is not None:
+        metric = known.get(individual.digest)
+        line = history_line(context, individual, metric if metric is not None else scorer(individual.sample), table)
+        if metric is None:
+            append_json_line(folder / HISTORY, line)
+        evolution.tell(individual, line["metric"])
+        lines.append(line)
+        if individual.generation != generation:
+            generation = individual.generation
+            context.log("generation", generation=generation, evaluated=len(lines), best=evolution.best[0])
+    metric, best = evolution.best
+    counts = constraints.counts
+    write_json(folder / PARETO, pareto_lines(lines))
+    write_json(
+        folder / SUMMARY,
+        {
+            "evaluated": counts.evaluated, "duplicates": counts.duplicates, "rejected": counts.rejected,
+            "limits": {name: limit.maximum for name, limit in constraints.limits.items()},
+            "best": history_line(context, best, metric, table),
+        },
+    )  # fmt: skip
+
+
+def history_line(context: Context, individual: Individual, metric: float, table: LatencyTable | None) -> dict[str, Any]:
+    """One evaluated architecture with its costs, limited or not."""
+    return {
+        "generation": individual.generation, "digest": individual.digest, "sample": individual.sample,
+        "metric": metric, "params": count_parameters(individual.sample, context.settings),
+        "latency_ms": None if table is None else round(table.predict(individual.sample), 5),
+        "origin": individual.origin,
+    }  # fmt: skip
+
+
+def pareto_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that no other dominates in metric, parameters and, where known, latency."""
+    if not lines:
+        return []
+    costs = np.array([[-line["metric"], line["params"], line["latency_ms"] or 0.0] for line in lines], dtype=np.float64)
+    return [line for line, kept in zip(lines, non_dominated(costs)) if kept]
+
+
+def make_limits(context: Context, table: LatencyTable | None, limits: LimitsConfig) -> dict[str, Limit]:
+    """The configured limits as functions of a canonical architecture."""
+    settings = context.settings
+    found = {}
+    if limits.max_params is not None:
+        found["params"] = Limit(lambda sample: count_parameters(sample, settings), limits.max_params)
+    if limits.max_params_outside_embeddings is not None:
+        found["params_outside_embeddings"] = Limit(
+            lambda sample: parameters_outside_embeddings(sample, settings), limits.max_params_outside_embeddings
+        )
+    if limits.max_latency_ms is not None:
+        if table is None:
+            raise UserError("limits.max_latency_ms needs a latency table")
+        found["latency_ms"] = Limit(table.predict, limits.max_latency_ms)
+    return found
+
+
+def check_reachable(context: Context, table: LatencyTable | None, limits: LimitsConfig) -> None:
+    """Stops before any training when even the smallest or fastest architecture breaks a limit.
+
+    Raises:
+        UserError: naming the limit and the best reachable value.
+    """
+    settings = context.settings
+    smallest = extreme_architecture(settings)
+    checks = (
+        ("limits.max_params", limits.max_params, count_parameters(smallest, settings)),
+        (
+            "limits.max_params_outside_embeddings", limits.max_params_outside_embeddings,
+            parameters_outside_embeddings(smallest, settings),
+        ),
+    )  # fmt: skip
+    for key, limit, best in checks:
+        if limit is not None and best > limit:
+            raise UserError(f"{key}: {limit:,.0f} is not allowed; the smallest architecture has {best:,} parameters")
+    if limits.max_latency_ms is not None and table is not None:
+        _, fastest = cheapest(table, settings)
+        if fastest > limits.max_latency_ms:
+            raise UserError(
+                f"limits.max_latency_ms: {limits.max_latency_ms:g} is not reachable; the fastest architecture takes "
+                f"{fastest:.3f} ms ({table.condition.describe()})"
+            )
+
+
+def cheapest_first(context: Context, table: LatencyTable | None, widths: dict[str, int]) -> list[dict[str, Any]]:
+    """The smallest and the fastest architecture at these widths: if anything is feasible, one of them tends to be."""
+    first = [extreme_architecture(context.settings, widths=widths)]
+    return first if table is None else [*first, cheapest(table, context.settings, widths)[0]]
+
+
+def with_widths(sample: dict[str, Any], widths: dict[str, int]) -> dict[str, Any]:
+    """Adds the grown width of each chosen cell."""
+    cells = [cell_name(index, block) for index, block in enumerate(chosen_blocks(sample))]
+    return {**sample, **{f"{cell}_ffn": widths[cell] for cell in cells}}
+
+
+def winner_line(folder: Path) -> dict[str, Any]:
+    """The history line of the best architecture that a search found."""
+    return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["best"]
+
+
+def winner(folder: Path) -> dict[str, Any]:
+    """The canonical architecture that a search found."""
+    return winner_line(folder)["sample"]
+
+
+def inherited_model(space: ElmSpace, architecture: dict[str, Any]) -> ElmModel:
+    """The plain model of an architecture of the space with the supernet's weights."""
+    set_path(space, architecture)
+    model = ElmModel(space.architecture_config(architecture))
+    model.load_state_dict(space.freeze(architecture).state_dict(), strict=True)
+    return model
+
+
+def prune_inputs(context: Context, search: str) -> dict[str, Any]:
+    """What the pruned architecture depends on."""
+    return {"search": search, "prune": asdict(context.config.prune)}
+
+
+def build_prune(context: Context, folder: Path, supernet: Path, search: Path) -> None:
+    """CKA between the heads of the winner, measured with the supernet's weights on the tasks' training rows."""
+    settings = context.config.prune
+    model = inherited_model(load_supernet(context, supernet), winner(search)).to(context.device).eval()
+    if settings.mode == "off":
+        write_json(folder / "architecture.json", model.config.architecture)
+        return
+    pruner = CkaHeadPruner(eta=settings.eta, mode=settings.mode, min_heads=settings.min_heads, samples=settings.samples)
+    plan = pruner.plan(model, _sentences(context))
+    pruned = pruner.apply(model, plan)
+    plan = pruner.cka_after(plan, pruned, _sentences(context))
+    plan.save(folder)
+    pruned.save_pretrained(folder / "pruned")
+    write_json(folder / "architecture.json", plan.architecture)
+    context.log("prune", heads_before=[x.before for x in plan.layers], heads_after=[x.after for x in plan.layers])
+
+
+def pruned_architecture(folder: Path) -> dict[str, Any]:
+    """The canonical architecture after the head step."""
+    return json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+
+
+def _sentences(context: Context) -> Iterator[dict[str, Any]]:
+    left = context.config.prune.sequences
+    for task in context.tasks.values():
+        rows = range(min(left, len(task.train)))
+        for start in range(0, len(rows), 64):
+            batch = task.train.batch(list(rows[start : start + 64]))
+            yield {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        left -= len(rows)

@@ -1,0 +1,114 @@
+"""Training of one plain architecture: distillation on text, then fine-tuning on each task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from elm_nni.modeling.configuration_elm import ElmConfig
+from elm_nni.modeling.modeling_elm import ElmForSequenceClassification, ElmModel
+from elm_nni.pipeline.context import Context, Task, evaluation_batches, seeded
+from elm_nni.pipeline.modules import TaskTraining, TextDistillation, predict
+from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.supernet_stage import start_token_table, task_batches, text_batches
+from elm_nni.pipeline.teacher_stage import in_row_order, score
+from elm_nni.pipeline.training import fit
+from elm_nni.search_spaces.architecture import shared_config
+
+WEIGHTS = "encoder.safetensors"
+
+
+def pretrain_inputs(
+    context: Context, architecture: dict[str, Any], precision: dict[str, str], inherited: str | None
+) -> dict[str, Any]:
+    """What a pre-trained architecture depends on; ``inherited`` names the stage its first weights come from."""
+    config = context.config
+    return {
+        **context.identity, "architecture": architecture, "training": asdict(config.retrain.pretrain),
+        "data": context.corpus[0].manifest["digest"], "holdout_rows": config.data.holdout_rows,
+        "features": config.distillation.features, "token_table": config.distillation.token_table,
+        "precision": precision, "inherited": inherited,
+    }  # fmt: skip
+
+
+def build_pretrain(
+    context: Context, folder: Path, architecture: dict[str, Any], precision: dict[str, str], inherited: Path | None
+) -> None:
+    """Distils the teacher into the architecture on text, from scratch or from ``inherited`` (a saved ``ElmModel``)."""
+    config = context.config
+    with seeded(config.seed, "pretrain/weights"):
+        model = ElmModel(ElmConfig.from_architecture(architecture, **shared_config(context.settings)))
+        if inherited is not None:
+            model = ElmModel.from_pretrained(inherited)
+        elif config.distillation.token_table == "svd":
+            start_token_table(model.embeddings.tokens.weight, context)
+        module = TextDistillation(
+            model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
+            training=config.retrain.pretrain,
+        )  # fmt: skip
+    fit(
+        module, text_batches(context, config.retrain.pretrain, "pretrain"), config.retrain.pretrain,
+        folder=folder / "checkpoints", seed=config.seed, stage="pretrain", precision=precision["student"],
+        log=context.log,
+    )  # fmt: skip
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def finetune_inputs(
+    context: Context, pretrain: str, teacher: str, task: Task, precision: dict[str, str]
+) -> dict[str, Any]:
+    """What a fine-tuned model depends on."""
+    config = context.config
+    distillation = asdict(config.distillation)
+    distillation.pop("token_table")
+    return {
+        "pretrain": pretrain, "teacher": teacher, "task": task.name, "seed": config.seed, "precision": precision,
+        "training": asdict(config.retrain.finetune), "distillation": distillation,
+    }  # fmt: skip
+
+
+def build_finetune(
+    context: Context, folder: Path, architecture: dict[str, Any], pretrain: Path, teacher: Path, task: Task,
+    precision: dict[str, str],
+) -> None:  # fmt: skip
+    """Fine-tunes on one task and writes a Hugging Face model with its tokenizer and validation score."""
+    config = context.config
+    with seeded(config.seed, f"finetune/{task.name}"):
+        model = ElmModel(ElmConfig.from_architecture(architecture, **shared_config(context.settings)))
+        model.load_state_dict(load_file(pretrain / WEIGHTS))
+        module = TaskTraining(
+            model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
+            training=config.retrain.finetune, heads={task.name: (task.num_outputs, task.kind)},
+        )  # fmt: skip
+    fit(
+        module, task_batches([task], teacher, config.retrain.finetune, config.seed, "finetune"),
+        config.retrain.finetune, folder=folder / "checkpoints", seed=config.seed, stage="finetune",
+        precision=precision["student"], log=context.log,
+    )  # fmt: skip
+    batches, order = evaluation_batches(task.validation, task.name)
+    value = score(task, in_row_order(predict(module, batches), order), task.validation.labels)
+    context.log("finetune", task=task.name, validation=value)
+    write_json(folder / "scores.json", {"validation": value})
+    classifier = to_classifier(model, module.heads[task.name], task)
+    classifier.save_pretrained(folder / "model")
+    context.tokenizer.save_pretrained(folder / "model")
+
+
+def to_classifier(model: ElmModel, head: nn.Module, task: Task) -> ElmForSequenceClassification:
+    """The transformers model with the trained encoder and head."""
+    names = list(task.data.label_names) or [task.name]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    kind = "regression" if task.kind == "regression" else "single_label_classification"
+    config = ElmConfig.from_dict(
+        {**model.config.to_dict(), **labels, "num_labels": task.num_outputs, "problem_type": kind}
+    )
+    classifier = ElmForSequenceClassification(config)
+    classifier.elm.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        classifier.classifier.load_state_dict(head.state_dict())
+    return classifier.eval()

@@ -1,0 +1,212 @@
+"""The supernet's two phases: distillation on text with growth, then one random path a step on the tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from elm_nni.cost.parameters import mean_parameters
+from elm_nni.data.batches import BucketBatchSampler, StepBatchSampler
+from elm_nni.digest import derive_seed
+from elm_nni.distillation.table import svd_token_table
+from elm_nni.errors import UserError
+from elm_nni.pipeline.config import TrainingConfig
+from elm_nni.pipeline.context import Context, Task, seeded
+from elm_nni.pipeline.modules import TaskTraining, TextDistillation
+from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.teacher_stage import load_teacher_logits
+from elm_nni.pipeline.training import fit
+from elm_nni.search_spaces.space import ElmSpace
+from elm_nni.strategies.growth import GrowthRecord, PcaGrowth
+from elm_nni.strategies.growth_callback import GrowthCallback
+from elm_nni.strategies.one_shot import ElmOneShot
+
+WEIGHTS, WIDTHS, GROWTH, HEADS = "supernet.safetensors", "widths.json", "growth.jsonl", "heads.safetensors"
+
+
+def supernet_inputs(context: Context, precision: dict[str, str]) -> dict[str, Any]:
+    """What the distilled supernet depends on."""
+    config = context.config
+    return {
+        **context.identity,
+        "data": context.corpus[0].manifest["digest"],
+        "holdout_rows": config.data.holdout_rows,
+        "growth": asdict(config.growth) if config.growth.enabled else None,
+        "training": asdict(config.supernet.pretrain),
+        "features": config.distillation.features,
+        "token_table": config.distillation.token_table,
+        "precision": precision,
+    }
+
+
+def build_supernet(context: Context, folder: Path, precision: dict[str, str]) -> None:
+    """Trains the supernet on text and grows it; writes its weights, widths and growth records."""
+    config = context.config
+    training = config.supernet.pretrain
+    if config.growth.enabled:
+        check_growth(config.growth.epoch_steps, training)
+    space = make_space(context)
+    strategy = ElmOneShot(seed=config.seed, stage="supernet")
+    strategy.mutate_model(space)
+    callbacks = []
+    if config.growth.enabled:
+        growth = make_growth(context, space)
+        callbacks.append(
+            GrowthCallback(
+                growth, every_n_epochs=config.growth.epoch_steps // training.checkpoint_every,
+                on_record=lambda record: context.log(
+                    "growth", events=len(record.events), budget_left=record.budget - record.cost
+                ),
+            )
+        )  # fmt: skip
+    with seeded(config.seed, "supernet/projections"):
+        module = TextDistillation(
+            space, context.teacher_in(precision["teacher"]), distillation=config.distillation, training=training
+        )
+    fit(
+        strategy.configure_oneshot_module(module), text_batches(context, training, "supernet"), training,
+        folder=folder / "checkpoints", seed=config.seed, stage="supernet", precision=precision["student"],
+        log=context.log, callbacks=callbacks,
+    )  # fmt: skip
+    if config.growth.enabled:
+        lines = [json.dumps(_growth_line(record), sort_keys=True) for record in growth.history]
+        (folder / GROWTH).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    _save(space, folder)
+
+
+def supernet_tasks_inputs(context: Context, supernet: str, teacher: str, precision: dict[str, str]) -> dict[str, Any]:
+    """What the fine-tuned supernet depends on."""
+    config = context.config
+    distillation = asdict(config.distillation)
+    distillation.pop("token_table")
+    return {
+        "supernet": supernet, "teacher": teacher, "seed": config.seed, "precision": precision,
+        "training": asdict(config.supernet.tasks), "distillation": distillation,
+    }  # fmt: skip
+
+
+def build_supernet_tasks(
+    context: Context, folder: Path, supernet: Path, teacher: Path, precision: dict[str, str]
+) -> None:
+    """Fine-tunes the supernet on all tasks, a random path a step, batches alternating between the tasks."""
+    config = context.config
+    training = config.supernet.tasks
+    space = load_supernet(context, supernet)
+    strategy = ElmOneShot(seed=config.seed, stage="supernet-tasks")
+    with seeded(config.seed, "supernet-tasks/heads"):
+        module = TaskTraining(
+            space, context.teacher_in(precision["teacher"]), distillation=config.distillation, training=training,
+            heads={name: (task.num_outputs, task.kind) for name, task in context.tasks.items()},
+        )  # fmt: skip
+    fit(
+        strategy.configure_oneshot_module(module),
+        task_batches(list(context.tasks.values()), teacher, training, config.seed, "supernet-tasks"), training,
+        folder=folder / "checkpoints", seed=config.seed, stage="supernet-tasks", precision=precision["student"],
+        log=context.log,
+    )  # fmt: skip
+    _save(space, folder)
+    save_file({name: value.contiguous() for name, value in module.heads.state_dict().items()}, folder / HEADS)
+
+
+def make_space(context: Context) -> ElmSpace:
+    """The space with its initial weights, a function of the seed; the token table from the teacher's by option."""
+    with seeded(context.config.seed, "supernet/weights"):
+        space = ElmSpace(**asdict(context.settings))
+    if context.config.distillation.token_table == "svd":
+        start_token_table(space.embeddings.tokens.weight, context)
+    return space
+
+
+def start_token_table(weight: torch.Tensor, context: Context) -> None:
+    """Copies the truncated SVD of the teacher's token table into the student's."""
+    table_VE = svd_token_table(context.teacher.token_embeddings.cpu().float(), context.settings.embedding_size)
+    with torch.no_grad():
+        weight.copy_(table_VE)
+
+
+def load_supernet(context: Context, folder: Path) -> ElmSpace:
+    """A supernet with the weights and active widths that a stage wrote."""
+    space = ElmSpace(**asdict(context.settings))
+    ElmOneShot().mutate_model(space)
+    space.load_state_dict(load_file(folder / WEIGHTS))
+    return space
+
+
+def load_widths(folder: Path) -> dict[str, int]:
+    """Cell name to active width of a finished supernet."""
+    return json.loads((folder / WIDTHS).read_text(encoding="utf-8"))
+
+
+def make_growth(context: Context, space: ElmSpace) -> PcaGrowth:
+    """The growth of the configuration on a supernet's cells; its cost is the exact mean parameter count."""
+    growth = context.config.growth
+    cost: Callable[[dict[str, int]], float] = lambda widths: mean_parameters(widths, context.settings)  # noqa: E731
+    smallest = cost({name: cell.widths[0] for name, cell in space.cells().items()})
+    if growth.budget < smallest:
+        raise UserError(
+            f"growth.budget: {growth.budget:,.0f} is not allowed; the mean architecture before any growth has "
+            f"{smallest:,.0f} parameters"
+        )
+    return PcaGrowth(
+        space.cells(), top_k=growth.top_k, budget=growth.budget, cost=cost, threshold=growth.threshold,
+        mode=growth.mode, score=growth.score, every=growth.every,
+    )  # fmt: skip
+
+
+def check_growth(epoch_steps: int, training: TrainingConfig) -> None:
+    """Growth happens where a checkpoint is written, so the one must divide the other.
+
+    Raises:
+        UserError: it does not.
+    """
+    if epoch_steps % training.checkpoint_every:
+        raise UserError(
+            f"growth.epoch_steps: {epoch_steps} is not allowed; it must be a multiple of "
+            f"supernet.pretrain.checkpoint_every={training.checkpoint_every}"
+        )
+
+
+def text_batches(context: Context, training: TrainingConfig, stage: str) -> Callable[[int], dict[str, Any]]:
+    """Step to batch of packed text."""
+    rows = context.corpus[0]
+    sampler = StepBatchSampler(
+        num_rows=len(rows), batch_size=training.batch_size, seed=context.config.seed, stage=stage,
+        num_steps=training.steps,
+    )  # fmt: skip
+    return lambda step: rows.batch(sampler.batch(step))
+
+
+def task_batches(
+    tasks: list[Task], teacher: Path, training: TrainingConfig, seed: int, stage: str
+) -> Callable[[int], dict[str, Any]]:
+    """Step to batch of task rows with the teacher's logits; step s is of task s modulo their number."""
+    logits = {task.name: load_teacher_logits(teacher, task.name) for task in tasks}
+    samplers = {
+        task.name: BucketBatchSampler(
+            task.train.lengths, training.batch_size, derive_seed(seed, task.name), stage, num_steps=training.steps
+        )
+        for task in tasks
+    }
+
+    def batch_of(step: int) -> dict[str, Any]:
+        task = tasks[step % len(tasks)]
+        rows = samplers[task.name].batch(step // len(tasks))
+        return {**task.train.batch(rows), "teacher_logits": logits[task.name][rows], "task": task.name}
+
+    return batch_of
+
+
+def _growth_line(record: GrowthRecord) -> dict[str, Any]:
+    line = asdict(record)
+    return {**line, "mean_params": line.pop("cost")}
+
+
+def _save(space: ElmSpace, folder: Path) -> None:
+    save_file({name: value.contiguous() for name, value in space.state_dict().items()}, folder / WEIGHTS)
+    write_json(folder / WIDTHS, {name: cell.active_width for name, cell in space.cells().items()})

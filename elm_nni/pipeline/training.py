@@ -1,0 +1,156 @@
+"""One training run on Lightning; every step is a function of (seed, stage, step), so that it can be resumed exactly."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from elm_nni.digest import derive_seed
+from elm_nni.pipeline.checkpoint import EpochCheckpoint, TreeCheckpointIO, latest
+from elm_nni.pipeline.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+class SeededSteps(Callback):
+    """Sets torch's generator at each batch start from (seed, stage, step) and restores it after: dropout reads it."""
+
+    def __init__(self, seed: int, stage: str) -> None:
+        self.seed, self.stage = seed, stage
+        self._outer: Tensor | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._outer = torch.get_rng_state()
+        torch.manual_seed(derive_seed(self.seed, self.stage, trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._outer is not None
+        torch.set_rng_state(self._outer)
+
+
+class Progress(Callback):
+    """Writes the mean loss of every epoch, its rate and the time left to a log function."""
+
+    def __init__(self, total: int, log: Callable[..., None]) -> None:
+        self.total, self.write = total, log
+        self._losses: list[Tensor] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._losses = time.monotonic(), []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._losses.append(loss.detach())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.monotonic() - self._start
+        rate = len(self._losses) / max(seconds, 1e-9)
+        left = (self.total - trainer.global_step) / max(rate, 1e-9)
+        self.write(
+            "epoch", step=trainer.global_step, of=self.total, loss=round(float(torch.stack(self._losses).mean()), 5),
+            steps_per_second=round(rate, 2), seconds_left=round(left),
+        )  # fmt: skip
+
+
+class _Steps(Dataset[Batch]):
+    def __init__(self, batch_of: Callable[[int], Batch], total: int) -> None:
+        self.batch_of, self.total = batch_of, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch_of(step)
+
+
+class _Chunk(Sampler[int]):
+    """The steps of the coming epoch, read off the trainer's own count, so that a resumed run goes on where it was."""
+
+    def __init__(self, position: Callable[[], int], chunk: int, total: int) -> None:
+        self.position, self.chunk, self.total = position, chunk, total
+
+    def __len__(self) -> int:
+        return min(self.chunk, self.total)
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.position()
+        yield from range(start, min(start + self.chunk, self.total))
+
+
+def warmup_then_linear(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
+    """Learning-rate schedule: linear warm-up over a share of the steps, then linear to zero."""
+    rise = max(1, round(steps * warmup))
+
+    def factor(step: int) -> float:
+        return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def optimizer_and_schedule(module: torch.nn.Module, config: TrainingConfig) -> dict[str, Any]:
+    """AdamW without decay on biases and norms, and :func:`warmup_then_linear`, in Lightning's form."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    schedule = warmup_then_linear(optimizer, config.steps, config.warmup)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    module: LightningModule,
+    batch_of: Callable[[int], Batch],
+    config: TrainingConfig,
+    *,
+    folder: Path,
+    seed: int,
+    stage: str,
+    precision: str,
+    log: Callable[..., None],
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Trains ``module`` for ``config.steps`` steps, going on from the newest checkpoint in ``folder``.
+
+    Args:
+        batch_of: step to batch, a pure function.
+        folder: where checkpoints live; one is written every ``config.checkpoint_every`` steps.
+        precision: ``"fp32"`` or ``"bf16"`` (mixed).
+        log: called with an event name and values once an epoch.
+    """
+    trainer = Trainer(
+        max_steps=config.steps, max_epochs=-1, accelerator="auto", devices=1, logger=False,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        gradient_clip_val=config.clip, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
+        num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=folder,
+        plugins=[TreeCheckpointIO()],
+        callbacks=[SeededSteps(seed, stage), *callbacks, Progress(config.steps, log), EpochCheckpoint(folder)],
+    )  # fmt: skip
+    sampler = _Chunk(lambda: trainer.global_step, config.checkpoint_every, config.steps)
+    loader = DataLoader(_Steps(batch_of, config.steps), batch_size=None, sampler=sampler)
+    checkpoint = latest(folder)
+    if checkpoint is not None:
+        logger.info("%s goes on from %s", stage, checkpoint.name)
+    with warnings.catch_warnings():
+        # batches are made in the main process on purpose: they are cheap, and a worker would not see the step
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+        trainer.fit(module, loader, ckpt_path=checkpoint)
