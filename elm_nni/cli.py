@@ -308,7 +308,11 @@ def _library(verbose: bool) -> Iterator[None]:
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     if not verbose:
+        # before its level is set: importing Lightning sets it
+        import pytorch_lightning  # noqa: F401
+
         warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module.*")
+        warnings.filterwarnings("ignore", module="pytorch_lightning.*")
         for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         from transformers.utils import logging as transformers_logging

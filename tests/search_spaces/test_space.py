@@ -5,13 +5,14 @@ import pytest
 import torch
 from nni.mutable import Categorical
 from nni.nas.space import SimplifiedModelSpace, model_context
-from space_helpers import randomize
 from torch import Tensor, nn
 
 from elm_nni.modeling import BLOCKS, ElmConfig, ElmModel
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.search_spaces.architecture import BLOCK_NAMES
 from elm_nni.strategies import set_path, to_supernet
+
+from .space_helpers import randomize
 
 Batch = dict[str, Tensor]
 

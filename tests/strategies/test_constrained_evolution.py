@@ -12,11 +12,12 @@ from nni.mutable import ExpressionConstraint
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.experiment import NasExperiment
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableLinear
-from strategy_helpers import run, sequential
 
 from elm_nni.errors import UserError
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import ConstrainedEvolution, Limit
+
+from .strategy_helpers import run, sequential
 
 SMALL = {"population": 8, "generations": 8, "mutations": 4, "crossovers": 4, "mutation_prob": 0.3}
 

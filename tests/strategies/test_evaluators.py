@@ -7,13 +7,14 @@ import pytest
 import torch
 from nni.nas.strategy import DARTS, Proxyless, Random, RandomOneShot
 from safetensors.torch import load_file, save_file
-from strategy_helpers import run, sequential
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from elm_nni.errors import UserError
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import DistilEvaluator, ElmOneShot, SupernetFitness, set_path, to_supernet
 from elm_nni.strategies.evaluators import inherit_weights
+
+from .strategy_helpers import run, sequential
 
 WORDS = ["good", "bad", "film", "plot", "very", "the", "a", "is", "was", "actor", "scene", "music"]
 

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule
-from strategy_helpers import evaluator, run, sequential, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import ElmOneShot, GrowthCallback, GrowthRecord, PcaGrowth
+
+from .strategy_helpers import evaluator, run, sequential, trainer
 
 RANKS = {"low": 2, "middle": 4, "high": 7}
 

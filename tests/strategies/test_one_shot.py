@@ -7,10 +7,11 @@ import pytest
 import torch
 from nni.nas.evaluator.pytorch import DataLoader
 from scipy.stats import chi2
-from strategy_helpers import Regression, evaluator, rows, run, sequential, trainer
 
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import ElmOneShot, set_path, to_supernet
+
+from .strategy_helpers import Regression, evaluator, rows, run, sequential, trainer
 
 Paths = list[tuple[int, tuple[str, ...]]]
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless, Random, RandomOneShot, RegularizedEvolution
-from strategy_helpers import evaluator, run, sequential
 
 from elm_nni.modeling import ElmModel
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import set_path
+
+from .strategy_helpers import evaluator, run, sequential
 
 
 def count(model: torch.nn.Module) -> None:

@@ -1,0 +1,90 @@
+"""Presets, overrides, and a clear line for every mistake."""
+
+import pytest
+
+from elm_nni.errors import UserError
+from elm_nni.pipeline.config import Config, load_config, parse_assignment, parse_count, preset_names
+from elm_nni.search_spaces import PRESETS
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_survives_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    assert config.space.preset in PRESETS
+    path = tmp_path / "copy.yaml"
+    import yaml
+
+    path.write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+    assert load_config(str(path)) == config
+
+
+def test_overrides_reach_nested_keys_and_read_counts():
+    config = load_config("nano", {"growth.top_k": 3, "limits.max_params": "10M", "supernet.pretrain.lr": "1e-4"})
+    assert (config.growth.top_k, config.limits.max_params, config.supernet.pretrain.lr) == (3, 10e6, 1e-4)
+
+
+def test_a_file_starts_from_a_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: nano\ngrowth: {top_k: 2}\n", encoding="utf-8")
+    config, nano = load_config(str(path)), load_config("nano")
+    assert config.growth.top_k == 2
+    assert config.growth.budget == nano.growth.budget
+    assert config.supernet == nano.supernet
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("growth.topk", 3, ["growth.topk", "growth.top_k"]),
+        ("growht.top_k", 3, ["growht", "growth"]),
+        ("growth.top_k", 0, ["growth.top_k", "0", ">= 1"]),
+        ("growth.top_k", "many", ["growth.top_k", "many", "int"]),
+        ("growth.threshold", 1.5, ["growth.threshold", "1.5", "(0, 1]"]),
+        ("prune.mode", "cut", ["prune.mode", "cut", "remove, fuse, off"]),
+        ("prune.eta", 0, ["prune.eta", "(0, 1]"]),
+        ("retrain.pretrain.warmup", 1, ["retrain.pretrain.warmup", "[0, 1)"]),
+        ("tasks", [], ["tasks", "at least one"]),
+        ("tasks", ["polarity", "polarity"], ["tasks", "differ"]),
+        ("search.tasks", ["cola"], ["search.tasks", "cola", "polarity"]),
+        ("limits.max_params", -1, ["limits.max_params", "> 0"]),
+        ("seed.x", 1, ["seed"]),
+    ],
+)
+def test_mistakes_name_key_value_and_what_is_allowed(key, value, words):
+    with pytest.raises(UserError) as caught:
+        load_config("nano", {key: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(("name", "hint"), [("nanoo", "did you mean nano?"), ("zzz", "elm-small")])
+def test_unknown_preset_names_the_nearest(name, hint):
+    with pytest.raises(UserError, match="unknown preset") as caught:
+        load_config(name)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"- a list\n", b"a: [\n", b"\xff\xfe\n"])
+def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="bad.yaml") as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_off_is_a_mode_though_yaml_reads_it_as_false():
+    assert load_config("nano", {"prune.mode": parse_assignment("prune.mode=off")[1]}).prune.mode == "off"
+
+
+def test_assignments_and_counts():
+    assert parse_assignment("growth.top_k=8") == ("growth.top_k", 8)
+    assert [parse_count(value) for value in ("10M", "2.5k", "x", 3)] == [10e6, 2500.0, "x", 3]
+    with pytest.raises(UserError, match="key=value"):
+        parse_assignment("growth.top_k")
+
+
+def test_every_key_is_a_plain_value():
+    assert set(Config().to_dict()) >= {"space", "teacher", "data", "tasks", "limits", "growth", "search", "prune"}
