@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -109,7 +110,6 @@ _stage("supernet", "Train the supernet of a run and what it needs.", lambda run:
 _stage("prune", "Search, then remove or fuse redundant heads of the winner.", lambda run: run.prune())
 _stage("retrain", "Train the winner, after everything it needs.", lambda run: run.retrain())
 _stage("evaluate", "Score the test rows and time all systems.", lambda run: run.evaluate())
-_stage("export", "Write model/, a Hugging Face folder.", lambda run: run.export())
 
 
 @app.command()
@@ -135,6 +135,31 @@ def search(
         for limit in limits:
             one = _open(with_latency_limit(config, limit), run_dir / f"latency-{limit:g}ms", store)
             _show_winner(winner_line(one.search().folder))
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write onnx/model.onnx, checked against PyTorch.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="With --onnx: also 8-bit weights.")] = False,
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write model/, a Hugging Face folder; with --onnx also ONNX files and a script that runs them without torch.
+
+    Example: elm-nni export runs/nano --onnx --int8
+    """
+    if int8 and not onnx:
+        raise UserError("--int8 describes the ONNX file: give --onnx too")
+    with _library(verbose):
+        one = _open(_config_of(run_dir), run_dir, store)
+        folder = one.export(onnx=onnx or None, int8=int8 or None)
+        _say(f"model: {folder}")
+        for file in sorted(folder.rglob("onnx.json")):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            _say(f"{file.parent}: largest difference from PyTorch {found['difference']:.2g}")
+            if found["int8_difference"] is not None:
+                _say(f"{file.parent}: largest difference of the 8-bit file {found['int8_difference']:.2g}")
 
 
 @app.command()
@@ -203,6 +228,8 @@ def _task(task: str | None, columns: str | None, metric: str | None) -> list[dic
         if columns or metric:
             raise UserError("--columns and --metric describe a task: give --task too")
         return None
+    if columns and not Path(task).suffix:
+        raise UserError(f"--columns describes a local file, but --task {task} is a known task with columns of its own")
     found: dict[str, Any] = {"name": Path(task).stem} if Path(task).suffix else {"name": task}
     if Path(task).suffix:
         found["source"] = task

@@ -266,7 +266,7 @@ class SupernetFitness(MutableEvaluator):
 
     Example::
 
-        fitness = SupernetFitness("runs/nano/supernet-tasks", "polarity", tokenizer="offline")
+        fitness = SupernetFitness("runs/nano/supernet_tasks", "polarity", tokenizer="offline")
         NasExperiment(ElmSpace.preset("nano"), fitness, ConstrainedEvolution(limits=limits), config).run()
     """
 

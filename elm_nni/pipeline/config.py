@@ -32,7 +32,7 @@ class SpaceConfig:
     ffn_step: int | None = None
     ffn_max: int | None = None
     embedding_size: int | None = None
-    pooling: str | None = None
+    pooling: Literal["cls", "mean", "last"] | None = None
     dropout: float | None = None
 
 
@@ -298,6 +298,15 @@ def validate(config: Config) -> None:
         ("prune.min_heads", config.prune.min_heads, config.prune.min_heads >= 1, ">= 1"),
         ("search.mutation_prob", config.search.mutation_prob, 0 < config.search.mutation_prob <= 1, "in (0, 1]"),
         ("search.population", config.search.population, config.search.population >= 1, ">= 1"),
+        ("search.keep", config.search.keep, config.search.keep >= 1, ">= 1"),
+        ("search.mutations", config.search.mutations, config.search.mutations >= 0, ">= 0"),
+        ("search.crossovers", config.search.crossovers, config.search.crossovers >= 0, ">= 0"),
+        ("search.validation_size", config.search.validation_size, config.search.validation_size >= 1, ">= 1"),
+        ("growth.every", config.growth.every, config.growth.every >= 1, ">= 1"),
+        ("data.holdout_rows", config.data.holdout_rows, config.data.holdout_rows >= 1, ">= 1"),
+        ("data.limit_tokens", config.data.limit_tokens, (config.data.limit_tokens or 1) >= 1, ">= 1 or null"),
+        ("latency.repeats", config.latency.repeats, config.latency.repeats >= 1, ">= 1"),
+        ("export.int8", True, config.export.onnx or not config.export.int8, "false unless export.onnx is true"),
         ("search.generations", config.search.generations, config.search.generations >= 1, ">= 1"),
         ("data.sequence_length", config.data.sequence_length, config.data.sequence_length >= 8, ">= 8"),
         ("tasks", len(config.tasks), len(config.tasks) >= 1, "at least one task"),
@@ -336,7 +345,7 @@ def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         nearest = difflib.get_close_matches(source, names, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]}?" if nearest else "."
         raise UserError(f"unknown preset {source!r}{hint} Known: {', '.join(names)}, or a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

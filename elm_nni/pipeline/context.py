@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.data.batches import TaskRows, sorted_batches
+from elm_nni.data.corpora import CorpusSpec
 from elm_nni.data.packing import PackedCorpus, pack_source
 from elm_nni.data.rows import tokenizer_digest
 from elm_nni.data.tasks import TASKS, Kind, TaskData, TaskSpec, find_task, load_task, split_search_validation
-from elm_nni.digest import derive_seed
+from elm_nni.digest import derive_seed, digest, file_digest
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config, TaskConfig
@@ -106,8 +108,9 @@ class Context:
     def corpus(self) -> tuple[PackedCorpus, PackedCorpus]:
         """Packed pre-training rows, and held-out rows."""
         data = self.config.data
+        spec = replace(CorpusSpec.parse(data.corpus), column=data.text_column)
         packed = pack_source(
-            data.corpus, self.tokenizer, sequence_length=data.sequence_length, folder=self.store.root / "corpora",
+            spec, self.tokenizer, sequence_length=data.sequence_length, folder=self.store.root / "corpora",
             limit_tokens=data.limit_tokens, seed=self.config.seed,
         )  # fmt: skip
         return packed.split(data.holdout_rows)
@@ -121,7 +124,7 @@ class Context:
     def identity(self) -> dict[str, Any]:
         """What names the teacher, its tokenizer and the space in the digest of a stage."""
         return {
-            "teacher": {"name": self.config.teacher.name, "tokenizer": tokenizer_digest(self.tokenizer)},
+            "teacher": {"content": content_of(self.config.teacher.name), "tokenizer": tokenizer_digest(self.tokenizer)},
             "space": asdict(self.settings),
             "seed": self.config.seed,
         }
@@ -147,6 +150,16 @@ def latency_condition(config: Config) -> LatencyCondition:
     )  # fmt: skip
 
 
+def content_of(name: str) -> str:
+    """Names the content of a local file or folder by its bytes; anything else (a hub name, ``offline``) by its name."""
+    path = Path(name)
+    if path.is_file():
+        return file_digest(path)
+    if path.is_dir():
+        return digest({str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()})
+    return name
+
+
 def teacher_source(name: str) -> str:
     """A hub name or folder; ``offline`` is the packaged teacher."""
     if name == "offline":
@@ -166,7 +179,7 @@ def task_spec(task: TaskConfig) -> TaskSpec:
         spec = TASKS[task.name]
         changes: dict[str, Any] = {"max_length": task.max_length} if task.max_length else {}
     else:
-        spec = find_task(task.source or task.name)
+        spec = TaskSpec(name=task.name, source=task.source) if task.source else find_task(task.name)
         text = (task.text, task.text_pair) if task.text_pair else (task.text,)
         changes = {"name": task.name, "text": text, "label": task.label, "kind": task.kind}
         changes["metric"] = "accuracy" if task.kind == "classification" else "spearman"

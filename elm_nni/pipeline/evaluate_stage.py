@@ -182,7 +182,7 @@ def _training_labels(task: Task) -> list[int]:
 
 
 def _linear_heads(context: Context, teacher: Teacher) -> dict[str, Classifier]:
-    return {name: linear_classifier(teacher, task, context.config.seed) for name, task in context.tasks.items()}
+    return {name: linear_classifier(teacher, task, context.config.seed)[0] for name, task in context.tasks.items()}
 
 
 def _measure(

@@ -12,21 +12,20 @@ from transformers import AutoTokenizer
 from elm_nni.errors import UserError
 from elm_nni.modeling.export import save_with_code
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
-from elm_nni.pipeline.config import ExportConfig
 from elm_nni.pipeline.store import write_json
 
 
-def onnx_inputs(model: str, export: ExportConfig) -> dict[str, Any]:
+def onnx_inputs(model: str, int8: bool) -> dict[str, Any]:
     """What the ONNX files depend on."""
-    return {"model": model, "int8": export.int8}
+    return {"model": model, "int8": int8}
 
 
-def build_onnx(model: Path, folder: Path, *, int8: bool) -> None:
+def build_onnx(model: Path, folder: Path, *, int8: bool, pairs: bool) -> None:
     """Writes ``model.onnx``, by option ``model-int8.onnx``, tokenizer and ``infer.py``; checks them against PyTorch."""
     # the onnx packages are an extra
     from elm_nni.export.onnx import export_onnx
 
-    write_json(folder / "onnx.json", asdict(export_onnx(model, folder, int8=int8)))
+    write_json(folder / "onnx.json", asdict(export_onnx(model, folder, int8=int8, token_types=pairs)))
 
 
 def export_model(target: Path, models: dict[str, Path], onnx: dict[str, Path], results: dict[str, Any] | None) -> Path:

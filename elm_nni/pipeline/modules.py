@@ -62,6 +62,11 @@ def student_widths(config: ElmConfig, teacher: Teacher) -> dict[str, int | tuple
     return widths
 
 
+def on_device(batch: Batch, device: torch.device | str) -> dict[str, Any]:
+    """The batch with its tensors on ``device``."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """The part of a batch that a model takes."""
     return {name: batch[name] for name in _INPUTS if name in batch}
@@ -201,6 +206,6 @@ def predict(module: TaskTraining, batches: list[dict[str, Any]]) -> Tensor:
     training = module.training
     module.eval()
     try:
-        return torch.cat([module.logits(batch).float().cpu() for batch in batches])
+        return torch.cat([module.logits(on_device(batch, module.device)).float().cpu() for batch in batches])
     finally:
         module.train(training)

@@ -33,7 +33,8 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
         UserError: whatever the run itself would refuse before training.
     """
     context = Context(config, store, lambda event, **values: None)
-    supernet_stage.check_growth(config.growth.epoch_steps, config.supernet.pretrain)
+    if config.growth.enabled:
+        supernet_stage.check_growth(config.growth.epoch_steps, config.supernet.pretrain)
     check_reachable(context, None, config.limits)
     table = latency_stage.given_table(context)
     if table is None:

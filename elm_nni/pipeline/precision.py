@@ -13,7 +13,7 @@ import torch
 
 from elm_nni.cost.timing import median_iqr, time_interleaved
 from elm_nni.pipeline.context import Context, seeded
-from elm_nni.pipeline.modules import TextDistillation
+from elm_nni.pipeline.modules import TextDistillation, inputs_of, on_device
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.supernet_stage import make_space
 from elm_nni.strategies.one_shot import set_path, to_supernet
@@ -48,7 +48,7 @@ def build_precision(context: Context, folder: Path) -> None:
         set_path(space, space.random_sample())
         module = TextDistillation(space, context.teacher, distillation=config.distillation, training=training)
     module.to(context.device)
-    known = {name: batch[name] for name in ("input_ids", "attention_mask", "document_ids")}
+    known = inputs_of(on_device(batch, context.device))
     teachers = {name: context.teacher_in(name) for name in ("fp32", "bf16")}
     forwards: dict[str, Callable[[], Any]] = {
         name: partial(teacher.features, known["input_ids"], known["attention_mask"], document_ids=known["document_ids"])

@@ -194,12 +194,15 @@ class Run:
             for task in context.tasks.values()
         }  # fmt: skip
 
-    def onnx(self) -> dict[str, StageResult]:
+    def onnx(self, *, int8: bool) -> dict[str, StageResult]:
         """Task name to its ONNX files."""
         return {
             name: self._stage(
-                "onnx", onnx_inputs(result.digest, self.config.export),
-                partial(build_onnx, result.folder / "model", int8=self.config.export.int8),
+                "onnx", onnx_inputs(result.digest, int8),
+                partial(
+                    build_onnx, result.folder / "model", int8=int8,
+                    pairs=self.context.tasks[name].data.is_pair,
+                ),
                 label=f"onnx {name}",
             )
             for name, result in self.retrain().items()
@@ -209,7 +212,7 @@ class Run:
         """Test scores, sizes and latencies of our model and the baselines; writes ``results.json``."""
         models, teacher = self.retrain(), self.teacher()
         uniform = self.uniform() if self.config.baselines.uniform else {}
-        onnx = self.onnx() if self.config.export.int8 else {}
+        onnx = self.onnx(int8=True) if self.config.export.int8 else {}
         condition = latency_condition(self.config)
         inputs = {
             "models": {name: result.digest for name, result in models.items()}, "teacher": teacher.digest,
@@ -228,13 +231,20 @@ class Run:
         self._write_results(result)
         return result
 
-    def export(self) -> Path:
-        """Writes ``model/``: the Hugging Face model with its code, tokenizer, card and, by option, ONNX files."""
+    def export(self, *, onnx: bool | None = None, int8: bool | None = None) -> Path:
+        """Writes ``model/``: the Hugging Face model with its code, tokenizer, card and, by option, ONNX files.
+
+        Args:
+            onnx: None takes ``export.onnx``.
+            int8: None takes ``export.int8``.
+        """
+        options = self.config.export
+        onnx, int8 = options.onnx if onnx is None else onnx, options.int8 if int8 is None else int8
         models = {name: result.folder / "model" for name, result in self.retrain().items()}
-        onnx = {name: result.folder for name, result in self.onnx().items()} if self.config.export.onnx else {}
+        files = {name: result.folder for name, result in self.onnx(int8=int8).items()} if onnx else {}
         results = self.directory.path / RESULTS
         facts = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
-        return export_model(self.directory.path / "model", models, onnx, facts)
+        return export_model(self.directory.path / "model", models, files, facts)
 
     def all(self) -> dict[str, Any]:
         """Every stage; returns ``results.json``."""

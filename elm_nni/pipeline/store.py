@@ -100,8 +100,8 @@ class StageStore:
         return result
 
     def entries(self) -> list[tuple[str, Path, int, bool]]:
-        """(stage, folder, bytes, finished) of everything in the store."""
-        folders = sorted(path for path in self.root.glob("*/*") if path.is_dir())
+        """(stage, folder, bytes, finished) of every stage; packed corpora are inputs and are left out."""
+        folders = sorted(path for path in self.root.glob("*/*") if path.is_dir() and path.parent.name != "corpora")
         return [(path.parent.name, path, _size(path), (path / _DONE).exists()) for path in folders]
 
     def collect(self, keep: set[Path]) -> int:

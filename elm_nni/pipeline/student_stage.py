@@ -13,7 +13,7 @@ from torch import nn
 from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification, ElmModel
 from elm_nni.pipeline.context import Context, Task, evaluation_batches, seeded
-from elm_nni.pipeline.modules import TaskTraining, TextDistillation, predict
+from elm_nni.pipeline.modules import TaskTraining, TextDistillation, on_device, predict
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.supernet_stage import start_token_table, task_batches, text_batches
 from elm_nni.pipeline.teacher_stage import in_row_order, score
@@ -56,7 +56,20 @@ def build_pretrain(
         folder=folder / "checkpoints", seed=config.seed, stage="pretrain", precision=precision["student"],
         log=context.log,
     )  # fmt: skip
+    context.log("pretrain", holdout_loss=_holdout_loss(context, module, config.retrain.pretrain.batch_size))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+@torch.inference_mode()
+def _holdout_loss(context: Context, module: TextDistillation, batch_size: int) -> float:
+    """The mean feature loss on the text rows that are held out of training."""
+    rows = context.corpus[1]
+    module.eval()
+    starts = range(0, len(rows), batch_size)
+    batches = [rows.batch(list(range(start, min(start + batch_size, len(rows))))) for start in starts]
+    total = sum(float(module.feature_loss(on_device(batch, module.device))) * len(batch["input_ids"]) for batch in batches)
+    module.train()
+    return round(total / len(rows), 5)
 
 
 def finetune_inputs(

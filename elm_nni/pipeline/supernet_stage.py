@@ -69,13 +69,15 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
         module = TextDistillation(
             space, context.teacher_in(precision["teacher"]), distillation=config.distillation, training=training
         )
-    fit(
+    losses = fit(
         strategy.configure_oneshot_module(module), text_batches(context, training, "supernet"), training,
         folder=folder / "checkpoints", seed=config.seed, stage="supernet", precision=precision["student"],
         log=context.log, callbacks=callbacks,
     )  # fmt: skip
     if config.growth.enabled:
-        lines = [json.dumps(_growth_line(record), sort_keys=True) for record in growth.history]
+        chunks = config.growth.epoch_steps // training.checkpoint_every
+        per_epoch = [losses[start : start + chunks] for start in range(0, len(losses), chunks)]
+        lines = [json.dumps(_growth_line(record, per_epoch[record.epoch]), sort_keys=True) for record in growth.history]
         (folder / GROWTH).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     _save(space, folder)
 
@@ -202,9 +204,9 @@ def task_batches(
     return batch_of
 
 
-def _growth_line(record: GrowthRecord) -> dict[str, Any]:
+def _growth_line(record: GrowthRecord, losses: list[float]) -> dict[str, Any]:
     line = asdict(record)
-    return {**line, "mean_params": line.pop("cost")}
+    return {**line, "mean_params": line.pop("cost"), "loss": sum(losses) / len(losses)}
 
 
 def _save(space: ElmSpace, folder: Path) -> None:

@@ -15,10 +15,10 @@ from elm_nni.data.batches import TaskRows
 from elm_nni.data.metrics import compute_metric
 from elm_nni.data.tasks import Kind
 from elm_nni.distillation.fine_tuned import FineTunedClassifier, fine_tune_teacher, load_classifier
-from elm_nni.distillation.heads import LinearHead, TeacherClassifier, fit_linear_head, pooled_features
+from elm_nni.distillation.heads import LinearHead, TeacherClassifier, fit_linear_head, mean_pool
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
-from elm_nni.pipeline.context import Context, Task, evaluation_batches
+from elm_nni.pipeline.context import Context, Task, content_of, evaluation_batches
 from elm_nni.pipeline.store import write_json
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,13 @@ def teacher_inputs(context: Context) -> dict[str, Any]:
     """What the teacher's heads depend on."""
     settings = asdict(context.config.teacher)
     settings.pop("precision")
+    settings["name"] = content_of(settings["name"])
+    if settings["head"] not in ("linear", "finetune"):
+        settings["head"] = content_of(settings["head"])
     return {
         **context.identity,
         "head": settings,
-        "tasks": [asdict(task) for task in context.config.tasks],
+        "tasks": [{**asdict(task), "source": task.source and content_of(task.source)} for task in context.config.tasks],
         "validation_size": context.config.search.validation_size,
     }
 
@@ -41,9 +44,14 @@ def teacher_inputs(context: Context) -> dict[str, Any]:
 def build_teacher(context: Context, folder: Path) -> None:
     """Fits or loads a head for each task and stores its logits on the training rows."""
     scores = {}
+    classifier: Classifier
     for name, task in context.tasks.items():
-        classifier = _make_classifier(context, task, folder)
-        logits_NC = classifier_logits(classifier, task.train, name)
+        if context.config.teacher.head == "linear":
+            classifier, logits_NC = linear_classifier(context.teacher, task, context.config.seed)
+            classifier.head.save(folder / f"{name}.head.safetensors")
+        else:
+            classifier = _fine_tuned_classifier(context, task, folder)
+            logits_NC = classifier_logits(classifier, task.train, name)
         save_file({"logits": logits_NC.contiguous()}, folder / f"{name}.logits.safetensors")
         scores[name] = score(task, classifier_logits(classifier, task.validation, name), task.validation.labels)
         context.log("teacher", task=name, validation=scores[name])
@@ -63,14 +71,14 @@ def load_teacher_logits(folder: Path, name: str) -> Tensor:
     return load_file(folder / f"{name}.logits.safetensors")["logits"]
 
 
-def linear_classifier(teacher: Teacher, task: Task, seed: int) -> TeacherClassifier:
-    """A linear head on the frozen teacher, fitted on the training rows of a task."""
+def linear_classifier(teacher: Teacher, task: Task, seed: int) -> tuple[TeacherClassifier, Tensor]:
+    """A linear head on the frozen teacher, fitted on the training rows of a task, and its logits (N, C) on them."""
     batches, order = evaluation_batches(task.train, task.name)
-    features_ND = pooled_features(teacher, [(batch["input_ids"], batch["attention_mask"]) for batch in batches])
+    features_ND = torch.cat([_pooled(teacher, batch) for batch in batches])
     head = fit_linear_head(
         features_ND, task.train.labels[order], num_labels=task.num_outputs, kind=task.kind, seed=seed
     )
-    return TeacherClassifier(teacher, head)
+    return TeacherClassifier(teacher, head), in_row_order(head(features_ND), order)
 
 
 def classifier_logits(classifier: Classifier, rows: TaskRows, name: str) -> Tensor:
@@ -79,6 +87,12 @@ def classifier_logits(classifier: Classifier, rows: TaskRows, name: str) -> Tens
     known = ("input_ids", "attention_mask", "token_type_ids")
     parts = [classifier.logits(**{key: batch[key] for key in known if key in batch}).float().cpu() for batch in batches]
     return in_row_order(torch.cat(parts), order)
+
+
+def _pooled(teacher: Teacher, batch: dict[str, Any]) -> Tensor:
+    mask_BT = batch["attention_mask"]
+    features = teacher.features(batch["input_ids"], mask_BT, token_type_ids=batch.get("token_type_ids"))
+    return mean_pool(features.hidden[-1], mask_BT).float().cpu()
 
 
 def in_row_order(values: Tensor, order: Tensor) -> Tensor:
@@ -98,12 +112,8 @@ def score(task: Task, logits_NC: Tensor, labels_N: Tensor) -> float:
     return compute_metric(task.data.metric, predictions(logits_NC, task.kind).numpy(), labels_N.numpy())
 
 
-def _make_classifier(context: Context, task: Task, folder: Path) -> Classifier:
+def _fine_tuned_classifier(context: Context, task: Task, folder: Path) -> FineTunedClassifier:
     how = context.config.teacher
-    if how.head == "linear":
-        classifier = linear_classifier(context.teacher, task, context.config.seed)
-        classifier.head.save(folder / f"{task.name}.head.safetensors")
-        return classifier
     target = _classifier_folder(context, folder, task.name)
     if how.head == "finetune" and not (target / "config.json").exists():
         ids = [task.train[index]["input_ids"].tolist() for index in range(len(task.train))]

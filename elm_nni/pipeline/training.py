@@ -47,6 +47,7 @@ class Progress(Callback):
 
     def __init__(self, total: int, log: Callable[..., None]) -> None:
         self.total, self.write = total, log
+        self.history: list[float] = []
         self._losses: list[Tensor] = []
         self._start = 0.0
 
@@ -61,12 +62,19 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = time.monotonic() - self._start
+        self.history.append(round(float(torch.stack(self._losses).mean()), 5))
         rate = len(self._losses) / max(seconds, 1e-9)
         left = (self.total - trainer.global_step) / max(rate, 1e-9)
         self.write(
-            "epoch", step=trainer.global_step, of=self.total, loss=round(float(torch.stack(self._losses).mean()), 5),
+            "epoch", step=trainer.global_step, of=self.total, loss=self.history[-1],
             steps_per_second=round(rate, 2), seconds_left=round(left),
         )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
 
 
 class _Steps(Dataset[Batch]):
@@ -127,7 +135,7 @@ def fit(
     precision: str,
     log: Callable[..., None],
     callbacks: Sequence[Callback] = (),
-) -> None:
+) -> list[float]:
     """Trains ``module`` for ``config.steps`` steps, going on from the newest checkpoint in ``folder``.
 
     Args:
@@ -135,14 +143,18 @@ def fit(
         folder: where checkpoints live; one is written every ``config.checkpoint_every`` steps.
         precision: ``"fp32"`` or ``"bf16"`` (mixed).
         log: called with an event name and values once an epoch.
+
+    Returns:
+        The mean loss of each epoch (``checkpoint_every`` steps), those before a resume included.
     """
+    progress = Progress(config.steps, log)
     trainer = Trainer(
         max_steps=config.steps, max_epochs=-1, accelerator="auto", devices=1, logger=False,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         gradient_clip_val=config.clip, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=folder,
         plugins=[TreeCheckpointIO()],
-        callbacks=[SeededSteps(seed, stage), *callbacks, Progress(config.steps, log), EpochCheckpoint(folder)],
+        callbacks=[SeededSteps(seed, stage), *callbacks, progress, EpochCheckpoint(folder)],
     )  # fmt: skip
     sampler = _Chunk(lambda: trainer.global_step, config.checkpoint_every, config.steps)
     loader = DataLoader(_Steps(batch_of, config.steps), batch_size=None, sampler=sampler)
@@ -154,3 +166,4 @@ def fit(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
         trainer.fit(module, loader, ckpt_path=checkpoint)
+    return progress.history

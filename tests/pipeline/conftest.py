@@ -54,7 +54,10 @@ def settings(own: Path) -> dict:
         "teacher": {"name": str(own / "teacher"), "precision": "fp32"},
         "data": {"corpus": str(own / "corpus.txt"), "sequence_length": 16, "holdout_rows": 4},
         "tasks": [
-            {"name": "reviews", "source": str(own / "reviews.csv"), "text": "review", "label": "stars", "max_length": 16}
+            {
+                "name": "reviews", "source": str(own / "reviews.csv"), "text": "review", "label": "stars",
+                "max_length": 16,
+            }
         ],
         "limits": {"max_params": 60000, "max_latency_ms": 1000},
         "latency": {"sequence_length": 16, "repeats": 3},

@@ -1,0 +1,165 @@
+"""The command line: quick help, one line and exit status 2 for every mistake of a user, nothing lost."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from elm_nni import cli
+
+from .pipeline.conftest import config_file, own, settings  # noqa: F401
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    """Exit status, output and errors of one call."""
+    monkeypatch.setattr(sys, "argv", ["elm-nni", *map(str, arguments)])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The one line of a refused call."""
+    status, _, err = run_main(monkeypatch, capsys, *arguments)
+    lines = [line for line in err.splitlines() if line]
+    assert status == 2, err
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run", "supernet", "search", "prune", "retrain", "evaluate", "export", "report", "latency measure", "store ls",
+        "store gc",
+    ],
+)
+def test_help_has_an_example(command, monkeypatch, capsys):
+    status, out, _ = run_main(monkeypatch, capsys, *command.split(), "--help")
+    assert status == 0
+    assert f"elm-nni {command}" in " ".join(out.split())
+
+
+def test_import_is_quick_and_silent():
+    code = "import sys, elm_nni, elm_nni.cli; assert 'torch' not in sys.modules; assert 'nni' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nanoo"], ["unknown preset 'nanoo'", "nano"]),
+        (["run", "nano", "--set", "growth.topk=3"], ["growth.topk", "growth.top_k"]),
+        (["run", "nano", "--set", "growth.top_k"], ["key=value"]),
+        (["run", "nano", "--columns", "text=a,label=b"], ["--task"]),
+        (["run", "nano", "--max-latency-ms", "fast"], ["--max-latency-ms", "fast"]),
+        (["report", "/nowhere"], ["/nowhere", "config.yaml"]),
+        (["store", "gc", "--keep", "/nowhere"], ["/nowhere", "state.json"]),
+    ],
+)
+def test_mistakes_that_need_no_data(arguments, words, monkeypatch, capsys):
+    line = refused(monkeypatch, capsys, *arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def call(config_file, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Runs the user's own configuration with some keys replaced, and returns the refusal."""
+    monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
+
+    def refuse(*sets, options=(), run_dir=None):
+        assignments = [part for item in sets for part in ("--set", item)]
+        return refused(
+            monkeypatch, capsys, "run", config_file, "--run-dir", run_dir or tmp_path / "run", *assignments, *options
+        )
+
+    return refuse
+
+
+def test_texts_that_cannot_be_read(call, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    assert "empty.txt" in call(f"data.corpus={tmp_path}/empty.txt", run_dir=tmp_path / "a")
+    (tmp_path / "latin.txt").write_bytes("a caf\xe9 story".encode("latin-1"))
+    line = call(f"data.corpus={tmp_path}/latin.txt", run_dir=tmp_path / "b")
+    assert "latin.txt" in line
+    assert "UTF-8" in line
+
+
+def test_tasks_that_cannot_be_used(call, own, tmp_path):  # noqa: F811
+    options = ["--task", str(own / "reviews.csv"), "--columns", "text=review,label=grade"]
+    line = call(options=options, run_dir=tmp_path / "a")
+    assert "grade" in line
+    assert "review, stars" in line
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"word {i},same\n" for i in range(40)))
+    assert "one class" in call(options=["--task", str(tmp_path / "one.csv")], run_dir=tmp_path / "b")
+    assert "polarity" in call(options=["--task", "polarty"], run_dir=tmp_path / "c")
+
+
+def test_limits_that_nothing_meets_name_the_best(call, tmp_path):
+    line = call("limits.max_params=1500", run_dir=tmp_path / "a")
+    assert "limits.max_params" in line
+    assert "smallest architecture has" in line
+    assert "vocabulary" in call("limits.max_params=300", run_dir=tmp_path / "b")
+    line = call("limits.max_latency_ms=0.000001", run_dir=tmp_path / "c")
+    assert "limits.max_latency_ms" in line
+    assert "fastest architecture takes" in line
+
+
+def test_growth_that_cannot_be(call, tmp_path):
+    assert "multiple of" in call("growth.epoch_steps=3", run_dir=tmp_path / "a")
+
+
+def test_a_teacher_that_cannot_be_loaded(call, tmp_path):
+    assert "nowhere" in call(options=["--teacher", str(tmp_path / "nowhere")])
+
+
+def test_a_run_directory_of_another_configuration_is_left_alone(call, tmp_path):
+    call("limits.max_params=1500")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    line = call("growth.top_k=1")
+    assert "another configuration" in line
+    assert "growth.top_k: 3 there, 1 asked for" in line
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_run_directory_that_cannot_be_written(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write run directory" in call(run_dir=tmp_path / "file" / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("precious")
+    assert "other files" in call(run_dir=tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.doc").read_text() == "precious"
+
+
+def test_plan_trains_nothing_and_shows_hours_disk_and_reach(config_file, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
+    status, out, err = run_main(monkeypatch, capsys, "run", config_file, "--plan", "--run-dir", tmp_path / "run")
+    assert status == 0, err
+    for word in ("supernet", "hours", "disk", "parameters:", "latency:", "to do"):
+        assert word in out
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "store" / "supernet").exists()
+
+
+def test_latency_measure_writes_a_table_that_a_run_accepts(config_file, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
+    table = tmp_path / "table.json"
+    status, out, err = run_main(monkeypatch, capsys, "latency", "measure", config_file, "--out", table)
+    assert status == 0, err
+    assert "eager fp32, cpu, 1 thread, batch 1, 16 tokens" in out
+    arguments = ["run", config_file, "--plan", "--set", f"latency.table={table}"]
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 0
+    line = refused(monkeypatch, capsys, *arguments, "--set", "latency.threads=2")
+    assert "1 thread" in line
+    assert "2 threads" in line
+
+
+def test_yaml_of_the_run_directory_is_the_resolved_configuration(config_file, own):  # noqa: F811
+    assert yaml.safe_load(config_file.read_text()) == settings(own)
