@@ -378,7 +378,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _convert(next(argument for argument in arguments if argument is not type(None)), value, path)

@@ -15,6 +15,7 @@ import torch
 from elm_nni.cost.latency_table import LatencyTable
 from elm_nni.cost.parameters import count_parameters, parameters_outside_embeddings, uniform_width
 from elm_nni.distillation.teacher import check_vocabulary
+from elm_nni.errors import UserError
 from elm_nni.pipeline import (
     evaluate_stage,
     latency_stage,
@@ -168,9 +169,14 @@ class Run:
         return self.train(self.architecture(), "retrain", inherited)
 
     def uniform(self) -> dict[str, StageResult]:
-        """The uniform ``bert`` architecture of the winner's size, trained the same way from scratch."""
+        """The uniform ``bert`` architecture of the winner's size, trained the same way; empty if there is none."""
         size = parameters_outside_embeddings(self.architecture(), self.context.settings)
-        return self.train(uniform_width("bert", size, self.context.settings), "uniform", None)
+        try:
+            architecture = uniform_width("bert", size, self.context.settings)
+        except UserError as error:
+            logger.warning("the uniform baseline is left out: %s", error)
+            return {}
+        return self.train(architecture, "uniform", None)
 
     def train(self, architecture: Architecture, name: str, inherited: StageResult | None) -> dict[str, StageResult]:
         """Trains any architecture with the recipe of ``retrain``; one that was trained before is not trained again."""

@@ -67,9 +67,10 @@ def _holdout_loss(context: Context, module: TextDistillation, batch_size: int) -
     module.eval()
     starts = range(0, len(rows), batch_size)
     batches = [rows.batch(list(range(start, min(start + batch_size, len(rows))))) for start in starts]
-    total = sum(float(module.feature_loss(on_device(batch, module.device))) * len(batch["input_ids"]) for batch in batches)
+    losses = [float(module.feature_loss(on_device(batch, module.device))) for batch in batches]
+    sizes = [len(batch["input_ids"]) for batch in batches]
     module.train()
-    return round(total / len(rows), 5)
+    return round(sum(loss * size for loss, size in zip(losses, sizes)) / len(rows), 5)
 
 
 def finetune_inputs(

@@ -47,7 +47,7 @@ def settings(own: Path) -> dict:
     training = {"steps": 8, "batch_size": 8, "lr": 1e-3, "checkpoint_every": 4}
     return {
         "space": {
-            "preset": "nano", "num_layers": 2, "hidden_size": 24, "num_heads": 4, "bottleneck_size": 8,
+            "preset": "nano", "num_layers": 2, "hidden_size": 24, "num_heads": 4, "bottleneck_size": 16,
             "ffn_start": 8, "ffn_step": 8, "ffn_max": 24, "embedding_size": 16,
         },
         "precision": "fp32",
@@ -64,7 +64,7 @@ def settings(own: Path) -> dict:
         "growth": {"top_k": 3, "budget": 60000, "epoch_steps": 4},
         "supernet": {"pretrain": training, "tasks": training},
         "search": {"population": 4, "generations": 3, "mutations": 2, "crossovers": 2, "validation_size": 32},
-        "prune": {"sequences": 64, "eta": 0.6},
+        "prune": {"sequences": 64, "eta": 0.999},
         "retrain": {"pretrain": training, "finetune": training},
     }  # fmt: skip
 
