@@ -2,16 +2,22 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# a strict editable install links the files that are there, so a new file or folder asks for a new one
+FOLDERS := $(shell find elm_nni search_spaces strategies -type d -not -name __pycache__)
 
 .PHONY: demo test lint setup clean
 
-setup: $(STAMP)
+setup: $(VENV)/.installed
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(VENV)/.dependencies: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --editable ".[offline,onnx,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[offline,onnx,dev]"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(FOLDERS)
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt \
+		--config-settings editable_mode=strict --editable .
 	touch $@
 
 demo: setup

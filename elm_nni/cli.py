@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,6 +43,12 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"elm-nni: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # what a user can mend: space, rights, a read-only disk
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        print(f"elm-nni: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,6 +92,9 @@ def run(
         overrides["limits.max_latency_ms"] = limits[0]
     config = load_config(source, overrides)
     target = run_dir or Path("runs") / Path(source).stem
+    if len(limits) > 1:
+        for limit in limits:
+            load_config(source, overrides | {"limits.max_latency_ms": limit})
     with _library(verbose):
         if plan:
             from elm_nni.pipeline.plan import make_plan
@@ -230,7 +241,7 @@ def _task(task: str | None, columns: str | None, metric: str | None) -> list[dic
         return None
     if columns and not Path(task).suffix:
         raise UserError(f"--columns describes a local file, but --task {task} is a known task with columns of its own")
-    found: dict[str, Any] = {"name": Path(task).stem} if Path(task).suffix else {"name": task}
+    found: dict[str, Any] = {"name": re.sub(r"[^\w-]", "_", Path(task).stem) if Path(task).suffix else task}
     if Path(task).suffix:
         found["source"] = task
     if columns is not None:
@@ -238,7 +249,11 @@ def _task(task: str | None, columns: str | None, metric: str | None) -> list[dic
 
         texts, label = parse_columns(columns)
         found |= {"text": texts[0], "label": label} | ({"text_pair": texts[1]} if len(texts) > 1 else {})
-    return [found | ({"metric": metric} if metric else {})]
+    if metric is not None:
+        from elm_nni.data.metrics import METRICS
+
+        found |= {"metric": metric} | ({"kind": METRICS[metric].kind} if metric in METRICS else {})
+    return [found]
 
 
 def _limits(text: str | None) -> list[float]:
@@ -279,11 +294,12 @@ def _finish(run: Run) -> None:
 
     results = run.all()
     _show(results_lines(results, run.directory.path))
-    if run.trained:
-        _say(f"report: {write_report(run.directory.path)}")
-    else:
+    page = run.directory.path / "report.html"
+    if run.trained or not page.exists():
+        write_report(run.directory.path)
+    if not run.trained:
         _say(f"All {run.num_stages} stages were finished already: nothing was trained.")
-        _say(f"report: {run.directory.path / 'report.html'}")
+    _say(f"report: {page}")
 
 
 def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
@@ -301,6 +317,9 @@ def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
     ))  # fmt: skip
     found = results.get("comparison")
     if found:
+        limit, measured = results["latency_ms"]["limit"], results["latency_ms"]["measured"]
+        if limit is not None and measured > limit:
+            lines.append(f"limit missed: {measured:.2f} ms measured, {limit:g} ms allowed, predicted below it")
         lines.append(
             f"ours - {found['against']} on {found['task']}: {found['difference']:+.4f}, "
             f"95 % interval [{found['low']:+.4f}, {found['high']:+.4f}] ({found['resamples']} paired resamples)"

@@ -5,7 +5,7 @@ Shape suffixes: B batch, T tokens, N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
 from elm_nni.pipeline.context import evaluation_batches, seeded, teacher_source
-from elm_nni.pipeline.modules import StudentFeatures, TaskTraining, inputs_of, predict, student_widths
+from elm_nni.pipeline.modules import StudentFeatures, TaskTraining, head_key, inputs_of, predict, student_widths
 from elm_nni.pipeline.store import default_store
 from elm_nni.pipeline.supernet_stage import HEADS, WEIGHTS
 from elm_nni.pipeline.teacher_stage import in_row_order, predictions
@@ -126,10 +126,7 @@ class PackedText(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rows = self._load()[0]
-        batches = StepBatchSampler(
-            num_rows=len(rows), batch_size=self.batch_size, seed=self.seed, stage="distil", num_steps=self.num_steps
-        )
-        return _loader(rows, batches)
+        return _loader(rows, _EpochBatches(len(rows), self.batch_size, self.seed, self.num_steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rows = self._load()[1]
@@ -152,6 +149,24 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, indices: Any) -> Batch:
         return self.rows.batch(indices)
+
+
+class _EpochBatches(Sampler[list[int]]):
+    """``num_steps`` batches an epoch; each epoch goes on where the one before ended."""
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int, num_steps: int) -> None:
+        self.batches = StepBatchSampler(
+            num_rows=num_rows, batch_size=batch_size, seed=seed, stage="distil", num_steps=num_steps
+        )
+        self.num_steps, self.position = num_steps, 0
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self.position
+        self.position += self.num_steps
+        return (self.batches.batch(step) for step in range(start, start + self.num_steps))
 
 
 def _loader(rows: PackedCorpus, batches: Sampler[list[int]] | Sequence[list[int]]) -> DataLoader[Batch]:
@@ -294,7 +309,7 @@ class SupernetFitness(MutableEvaluator):
             model, None, heads={data.name: (data.num_labels, data.kind)},
             distillation=DistillationConfig(), training=TrainingConfig(),
         )  # fmt: skip
-        _load_head(module.heads[data.name], folder / HEADS, data.name)
+        _load_head(module.head(data.name), folder / HEADS, data.name)
         batches, order = evaluation_batches(rows, data.name)
         logits_NC = in_row_order(predict(module, batches), order)
         metric = compute_metric(data.metric, predictions(logits_NC, data.kind).numpy(), rows.labels.numpy())
@@ -338,7 +353,7 @@ def _search_rows(
 def _load_head(head: nn.Module, file: Path, task: str) -> None:
     try:
         tensors = load_file(file)
-        head.load_state_dict({name: tensors[f"{task}.{name}"] for name in head.state_dict()})
+        head.load_state_dict({name: tensors[f"{head_key(task)}.{name}"] for name in head.state_dict()})
     except (OSError, KeyError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{file} has no head that fits task {task!r}") from error
 

@@ -57,6 +57,8 @@ def test_import_is_quick_and_silent():
         (["run", "nanoo"], ["unknown preset 'nanoo'", "nano"]),
         (["run", "nano", "--set", "growth.topk=3"], ["growth.topk", "growth.top_k"]),
         (["run", "nano", "--set", "growth.top_k"], ["key=value"]),
+        (["run", "nano", "--set", "tasks=[polarity"], ["tasks=[polarity", "YAML"]),
+        (["run", "nano", "--max-latency-ms", "4,nan"], ["limits.max_latency_ms", "> 0"]),
         (["run", "nano", "--columns", "text=a,label=b"], ["--task"]),
         (["run", "nano", "--max-latency-ms", "fast"], ["--max-latency-ms", "fast"]),
         (["report", "/nowhere"], ["/nowhere", "config.yaml"]),
@@ -110,6 +112,21 @@ def test_limits_that_nothing_meets_name_the_best(call, tmp_path):
     line = call("limits.max_latency_ms=0.000001", run_dir=tmp_path / "c")
     assert "limits.max_latency_ms" in line
     assert "fastest architecture takes" in line
+
+
+def test_lengths_beyond_the_teachers(call):
+    line = call("data.sequence_length=100")
+    assert "data.sequence_length" in line
+    assert "64" in line
+
+
+@pytest.mark.parametrize("name", ["train.csv", "type.csv", "reviews.2024.csv"])
+def test_any_file_name_makes_a_task(name, own, tmp_path, config_file, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
+    (tmp_path / name).write_bytes((own / "reviews.csv").read_bytes())
+    options = ["--task", tmp_path / name, "--columns", "text=review,label=stars", "--set", "export.onnx=false"]
+    status, _, err = run_main(monkeypatch, capsys, "run", config_file, "--plan", *options)
+    assert status == 0, err
 
 
 def test_growth_that_cannot_be(call, tmp_path):

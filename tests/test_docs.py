@@ -73,7 +73,7 @@ def test_every_option_of_the_readme_exists() -> None:
         command = stack.pop()
         stack += getattr(command, "commands", {}).values()
         known |= {name for parameter in command.params for name in parameter.opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) <= known
 
 
 def test_the_keys_of_the_readme_exist() -> None:

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from elm_nni.digest import file_digest
@@ -46,6 +47,8 @@ def save_tree(tree: Any, folder: Path) -> None:
         os.replace(partial, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
 
 
 def load_tree(folder: Path) -> Any:

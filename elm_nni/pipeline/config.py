@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -258,7 +259,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {text!r}: expected key=value, for example growth.top_k=8")
-    return key.strip(), yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_count(value: Any) -> Any:
@@ -310,10 +314,15 @@ def validate(config: Config) -> None:
         ("search.generations", config.search.generations, config.search.generations >= 1, ">= 1"),
         ("data.sequence_length", config.data.sequence_length, config.data.sequence_length >= 8, ">= 8"),
         ("tasks", len(config.tasks), len(config.tasks) >= 1, "at least one task"),
+        ("distillation.beta", config.distillation.beta, config.distillation.beta >= 0, ">= 0"),
+        ("distillation.gamma", config.distillation.gamma, config.distillation.gamma >= 0, ">= 0"),
+        ("teacher.finetune_epochs", config.teacher.finetune_epochs, config.teacher.finetune_epochs >= 1, ">= 1"),
+        ("teacher.finetune_lr", config.teacher.finetune_lr, config.teacher.finetune_lr > 0, "> 0"),
         ("distillation.tau", config.distillation.tau, config.distillation.tau > 0, "> 0"),
     ]
     limits = asdict(config.limits)
-    checks += [(f"limits.{key}", value, value is None or value > 0, "> 0") for key, value in limits.items()]
+    infinite = float("inf")
+    checks += [(f"limits.{key}", value, value is None or 0 < value < infinite, "> 0") for key, value in limits.items()]
     runs = {
         "supernet.pretrain": config.supernet.pretrain, "supernet.tasks": config.supernet.tasks,
         "retrain.pretrain": config.retrain.pretrain, "retrain.finetune": config.retrain.finetune,
@@ -330,6 +339,9 @@ def validate(config: Config) -> None:
         if not allowed:
             raise UserError(f"{key}: {value!r} is not allowed; it must be {text}")
     names = [task.name for task in config.tasks]
+    for name in names:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"tasks: name {name!r} is not allowed; it must be of letters, digits, _ and -")
     if len(set(names)) < len(names):
         raise UserError(f"tasks: names must differ, got {', '.join(names)}")
     unknown = [name for name in config.search.tasks if name not in names]

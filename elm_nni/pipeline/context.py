@@ -108,7 +108,7 @@ class Context:
     def corpus(self) -> tuple[PackedCorpus, PackedCorpus]:
         """Packed pre-training rows, and held-out rows."""
         data = self.config.data
-        spec = replace(CorpusSpec.parse(data.corpus), column=data.text_column)
+        spec = replace(CorpusSpec.parse(data.corpus), column=data.text_column, split_seed=self.config.seed)
         packed = pack_source(
             spec, self.tokenizer, sequence_length=data.sequence_length, folder=self.store.root / "corpora",
             limit_tokens=data.limit_tokens, seed=self.config.seed,
@@ -152,7 +152,7 @@ def latency_condition(config: Config) -> LatencyCondition:
 
 def content_of(name: str) -> str:
     """Names the content of a local file or folder by its bytes; anything else (a hub name, ``offline``) by its name."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return file_digest(path)
     if path.is_dir():

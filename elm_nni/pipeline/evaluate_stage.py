@@ -17,7 +17,9 @@ from elm_nni.cost.timing import median_iqr, pinned_threads, time_interleaved
 from elm_nni.data.batches import TaskRows
 from elm_nni.data.metrics import paired_bootstrap, tfidf_baseline
 from elm_nni.digest import derive_seed
+from elm_nni.distillation.fine_tuned import FineTunedClassifier
 from elm_nni.distillation.teacher import Teacher, half_depth
+from elm_nni.errors import UserError
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
 from elm_nni.pipeline.context import Context, Task, evaluation_batches
 from elm_nni.pipeline.store import write_json
@@ -54,9 +56,11 @@ class System:
     results: dict[str, Tensor] = field(default_factory=dict)
 
 
-def elm_system(name: str, folders: dict[str, Path], note: str = "") -> System:
+def elm_system(name: str, folders: dict[str, Path], device: str, note: str = "") -> System:
     """Our model, or another ELM architecture, fine-tuned on each task."""
-    models = {task: ElmForSequenceClassification.from_pretrained(folder).eval() for task, folder in folders.items()}
+    models = {
+        task: ElmForSequenceClassification.from_pretrained(folder).to(device).eval() for task, folder in folders.items()
+    }
     first = next(iter(models))
     encoder = models[first].elm
     outside = encoder.num_parameters_outside_embeddings()
@@ -78,8 +82,12 @@ def onnx_system(name: str, files: dict[str, Path], reference: System, threads: i
     )  # fmt: skip
 
 
-def teacher_system(name: str, classifiers: dict[str, Classifier], note: str = "") -> System:
+def teacher_system(name: str, classifiers: dict[str, Classifier], device: str, note: str = "") -> System:
     """A teacher with a head for each task."""
+    for classifier in classifiers.values():
+        classifier.teacher.to(device)
+        if isinstance(classifier, FineTunedClassifier):
+            classifier.model.to(device)
     teacher = next(iter(classifiers.values())).teacher
     table = teacher.token_embeddings.numel()
     embeddings = [module for path, module in teacher.model.named_modules() if path.split(".")[-1] == "embeddings"]
@@ -98,18 +106,19 @@ def build_evaluate(
 ) -> None:  # fmt: skip
     """Scores every system on the test rows, times them side by side, and writes ``evaluation.json``."""
     config = context.config
-    systems = [elm_system(OURS, models)]
+    device = condition.device
+    systems = [elm_system(OURS, models, device)]
     if onnx:
         systems.append(onnx_system(INT8, onnx, systems[0], condition.threads, "weights in 8 bits, onnxruntime"))
     if uniform:
-        systems.append(elm_system(UNIFORM, uniform, "same parameters outside the embeddings, same recipe"))
+        note = "same parameters outside the embeddings, same steps, from scratch"
+        systems.append(elm_system(UNIFORM, uniform, device, note))
     heads = {name: load_teacher_classifier(context, teacher, name) for name in context.tasks}
-    systems.append(teacher_system(TEACHER, heads, f"{context.teacher.num_layers} layers, {config.teacher.head} head"))
-    if config.baselines.half_teacher and context.teacher.num_layers > 1:
-        cut = half_depth(context.teacher)
-        systems.append(
-            teacher_system(HALF, _linear_heads(context, cut), f"first {cut.num_layers} layers, refitted linear head")
-        )
+    note = f"{context.teacher.num_layers} layers, {config.teacher.head} head"
+    systems.append(teacher_system(TEACHER, heads, device, note))
+    if config.baselines.half_teacher and (cut := _half_depth(context.teacher)) is not None:
+        note = f"first {cut.num_layers} layers, refitted linear head"
+        systems.append(teacher_system(HALF, _linear_heads(context, cut), device, note))
     rows = {name: context.test_rows(name) for name in context.tasks}
     for system in systems:
         system.results = {name: _predict(system.logits[name], rows[name], name) for name in context.tasks}
@@ -181,6 +190,14 @@ def _training_labels(task: Task) -> list[int]:
     return list(task.data.train["label"])
 
 
+def _half_depth(teacher: Teacher) -> Teacher | None:
+    try:
+        return half_depth(teacher)
+    except UserError as error:
+        logger.warning("the half-depth teacher is left out: %s", error)
+        return None
+
+
 def _linear_heads(context: Context, teacher: Teacher) -> dict[str, Classifier]:
     return {name: linear_classifier(teacher, task, context.config.seed)[0] for name, task in context.tasks.items()}
 
@@ -214,7 +231,7 @@ def _torch_logits(model: ElmForSequenceClassification) -> Callable[[Batch], Tens
     @torch.inference_mode()
     def run(batch: Batch) -> Tensor:
         known = ("input_ids", "attention_mask", "token_type_ids")
-        logits_BC: Tensor = model(**{name: batch[name] for name in known if name in batch}).logits
+        logits_BC: Tensor = model(**{name: batch[name].to(model.device) for name in known if name in batch}).logits
         return logits_BC
 
     return run
@@ -223,7 +240,8 @@ def _torch_logits(model: ElmForSequenceClassification) -> Callable[[Batch], Tens
 def _classifier_logits(classifier: Classifier) -> Callable[[Batch], Tensor]:
     def run(batch: Batch) -> Tensor:
         known = ("input_ids", "attention_mask", "token_type_ids")
-        return classifier.logits(**{name: batch[name] for name in known if name in batch})
+        device = classifier.teacher.device
+        return classifier.logits(**{name: batch[name].to(device) for name in known if name in batch})
 
     return run
 

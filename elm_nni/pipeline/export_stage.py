@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,17 @@ from elm_nni.errors import UserError
 from elm_nni.modeling.export import save_with_code
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
 from elm_nni.pipeline.store import write_json
+
+
+def require_onnx() -> None:
+    """Stops before hours of training when the packages of ONNX export are missing.
+
+    Raises:
+        UserError: with the command that installs them.
+    """
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"export.onnx needs {', '.join(missing)}: pip install \"elm-nni[onnx]\"")
 
 
 def onnx_inputs(model: str, int8: bool) -> dict[str, Any]:

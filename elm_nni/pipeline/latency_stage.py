@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from elm_nni.cost.latency import measure_table
 from elm_nni.cost.latency_table import LatencyTable
@@ -28,8 +31,9 @@ def given_table(context: Context) -> LatencyTable | None:
 
 
 def latency_inputs(context: Context) -> dict[str, Any]:
-    """What a measured table depends on, apart from the machine."""
+    """What a measured table depends on, the machine among it."""
     return {
+        "machine": f"{platform.node()}, {platform.processor() or platform.machine()}", "torch": torch.__version__,
         "condition": asdict(latency_condition(context.config)), "space": asdict(context.settings),
         "repeats": context.config.latency.repeats,
     }  # fmt: skip

@@ -142,8 +142,9 @@ class TaskTraining(LightningModule):
         assert isinstance(config, ElmConfig)
         self.pooling = config.classifier_pooling
         self.kinds = {name: kind for name, (_, kind) in heads.items()}
+        # a prefix, since a module's own names (train, type) cannot be keys
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(config.hidden_size, outputs) for name, (outputs, _) in heads.items()}
+            {head_key(name): nn.Linear(config.hidden_size, outputs) for name, (outputs, _) in heads.items()}
         )
         for head in self.heads.values():
             assert isinstance(head, nn.Linear)
@@ -158,12 +159,16 @@ class TaskTraining(LightningModule):
             )
         self.features = StudentFeatures(model)
 
+    def head(self, task: str) -> nn.Module:
+        """The linear head of a task."""
+        return self.heads[head_key(task)]
+
     def logits(self, batch: Batch) -> Tensor:
         """Task logits (B, C) of a batch."""
         hidden = self.model(**inputs_of(batch))
         hidden_BTD = hidden if isinstance(hidden, Tensor) else hidden.last_hidden_state
         pooled_BD = pool(hidden_BTD, batch["attention_mask"], self.pooling)
-        logits_BC: Tensor = self.heads[batch["task"]](self.dropout(pooled_BD))
+        logits_BC: Tensor = self.head(batch["task"])(self.dropout(pooled_BD))
         return logits_BC
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -198,6 +203,11 @@ class TaskTraining(LightningModule):
                 term = kl_logit_loss(logits_BC, targets_BC, tau=settings.tau)
             loss = loss + settings.lambda_logit * term
         return loss
+
+
+def head_key(task: str) -> str:
+    """The name of a task's head among the weights."""
+    return f"task_{task}"
 
 
 @torch.inference_mode()

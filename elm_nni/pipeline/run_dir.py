@@ -35,6 +35,8 @@ class RunDirectory:
         self.stages: dict[str, dict[str, Any]] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise UserError(f"cannot write run directory {path}: it is read-only")
             self._claim()
         except OSError as error:
             raise UserError(f"cannot write run directory {path}: {error.strerror or error}") from error
@@ -77,15 +79,25 @@ class RunDirectory:
             except (UnicodeDecodeError, yaml.YAMLError) as error:
                 raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
             different = differences(found, wanted)
+            if not different:
+                self._load_stages()
             if different:
                 shown = "; ".join(different[:3]) + (f"; {len(different) - 3} more" if len(different) > 3 else "")
                 raise UserError(
                     f"run directory {self.path} is of another configuration ({shown}); give another --run-dir"
                 )
             return
-        if any(self.path.iterdir()):
+        # folders of runs for several latency limits may lie here
+        if any(not entry.name.startswith((".config", "latency-")) for entry in self.path.iterdir()):
             raise UserError(f"run directory {self.path} holds other files; give an empty or new one")
-        file.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+        partial = self.path / f".{CONFIG}.partial"
+        partial.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+        os.replace(partial, file)
+
+    def _load_stages(self) -> None:
+        state = self.path / STATE
+        if state.exists():
+            self.stages = json.loads(state.read_text(encoding="utf-8"))["stages"]
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:

@@ -25,9 +25,9 @@ from elm_nni.pipeline import (
     supernet_stage,
     teacher_stage,
 )
-from elm_nni.pipeline.config import Config
+from elm_nni.pipeline.config import Config, validate
 from elm_nni.pipeline.context import Context, latency_condition, seeded
-from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
+from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs, require_onnx
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
 from elm_nni.pipeline.store import StageResult, StageStore, versions, write_json
 from elm_nni.search_spaces.architecture import architecture_digest
@@ -106,7 +106,18 @@ class Run:
             supernet_stage.check_growth(self.config.growth.epoch_steps, self.config.supernet.pretrain)
         search_stage.check_reachable(context, None, limits)
         _ = context.tasks, context.corpus
+        self._check_lengths()
+        if self.config.export.onnx:
+            require_onnx()
         search_stage.check_reachable(context, self.latency(), limits)
+
+    def _check_lengths(self) -> None:
+        longest = self.context.settings.max_position_embeddings
+        lengths = {"data.sequence_length": self.config.data.sequence_length}
+        lengths |= {f"max_length of task {name}": task.data.max_length for name, task in self.context.tasks.items()}
+        for key, length in lengths.items():
+            if length > longest:
+                raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
 
     def teacher(self) -> StageResult:
         """Teacher heads and logits."""
@@ -129,7 +140,8 @@ class Run:
 
     def supernet_tasks(self) -> StageResult:
         """The supernet fine-tuned on the tasks."""
-        supernet, teacher, chosen = self.supernet(), self.teacher(), self.precision()
+        self.check()
+        teacher, supernet, chosen = self.teacher(), self.supernet(), self.precision()
         inputs = supernet_stage.supernet_tasks_inputs(self.context, supernet.digest, teacher.digest, chosen)
         return self._stage(
             "supernet_tasks", inputs,
@@ -234,7 +246,8 @@ class Run:
                 onnx={name: one.folder / "model-int8.onnx" for name, one in onnx.items()} or None, condition=condition,
             ),
         )  # fmt: skip
-        self._write_results(result)
+        if self.trained or not (self.directory.path / RESULTS).exists():
+            self._write_results(result)
         return result
 
     def export(self, *, onnx: bool | None = None, int8: bool | None = None) -> Path:
@@ -255,7 +268,8 @@ class Run:
     def all(self) -> dict[str, Any]:
         """Every stage; returns ``results.json``."""
         self.evaluate()
-        self.export()
+        if self.trained or not (self.directory.path / "model").exists():
+            self.export()
         return self.results()
 
     def results(self) -> dict[str, Any]:
@@ -307,7 +321,9 @@ class Run:
 
 def with_latency_limit(config: Config, milliseconds: float) -> Config:
     """The same run under another latency limit."""
-    return replace(config, limits=replace(config.limits, max_latency_ms=milliseconds))
+    changed = replace(config, limits=replace(config.limits, max_latency_ms=milliseconds))
+    validate(changed)
+    return changed
 
 
 def device_name(device: str) -> str:

@@ -17,7 +17,7 @@ from elm_nni.errors import UserError
 from elm_nni.modeling.modeling_elm import ElmModel
 from elm_nni.pipeline.config import LimitsConfig
 from elm_nni.pipeline.context import Context, Task, evaluation_batches
-from elm_nni.pipeline.modules import TaskTraining, predict
+from elm_nni.pipeline.modules import TaskTraining, inputs_of, predict
 from elm_nni.pipeline.store import append_json_line, read_json_lines, write_json
 from elm_nni.pipeline.supernet_stage import HEADS, load_supernet, load_widths
 from elm_nni.pipeline.teacher_stage import in_row_order, score
@@ -208,6 +208,7 @@ def build_prune(context: Context, folder: Path, supernet: Path, search: Path) ->
     settings = context.config.prune
     model = inherited_model(load_supernet(context, supernet), winner(search)).to(context.device).eval()
     if settings.mode == "off":
+        model.save_pretrained(folder / "pruned")
         write_json(folder / "architecture.json", model.config.architecture)
         return
     pruner = CkaHeadPruner(eta=settings.eta, mode=settings.mode, min_heads=settings.min_heads, samples=settings.samples)
@@ -231,5 +232,5 @@ def _sentences(context: Context) -> Iterator[dict[str, Any]]:
         rows = range(min(left, len(task.train)))
         for start in range(0, len(rows), 64):
             batch = task.train.batch(list(rows[start : start + 64]))
-            yield {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            yield inputs_of(batch)
         left -= len(rows)

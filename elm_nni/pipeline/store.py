@@ -16,8 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from elm_nni.digest import digest
 from elm_nni.errors import UserError
@@ -25,6 +26,8 @@ from elm_nni.errors import UserError
 logger = logging.getLogger(__name__)
 
 _DONE = "stage.json"
+# To be raised when a change of the code makes earlier results wrong.
+_FORMAT = 1
 _VERSIONED = ("torch", "transformers", "nni", "pytorch-lightning", "datasets", "optuna", "numpy", "elm-nni")
 
 
@@ -68,7 +71,7 @@ class StageStore:
 
     def folder(self, name: str, inputs: Mapping[str, Any]) -> Path:
         """Where the result for these inputs is or will be."""
-        return self.root / name / digest({"stage": name, **inputs})
+        return self.root / name / digest({"stage": name, "format": _FORMAT, **inputs})
 
     def finished(self, name: str, inputs: Mapping[str, Any]) -> StageResult | None:
         """The finished stage, or None."""
@@ -108,9 +111,14 @@ class StageStore:
         """Removes every entry that is not in ``keep``; returns the bytes set free."""
         freed = 0
         for _, folder, size, _ in self.entries():
-            if folder.resolve() not in keep:
-                shutil.rmtree(folder)
-                freed += size
+            if folder.resolve() in keep:
+                continue
+            try:
+                with FileLock(folder.with_suffix(".lock"), timeout=0):
+                    shutil.rmtree(folder)
+                    freed += size
+            except Timeout:
+                logger.warning("%s is being built and stays", folder)
         return freed
 
     def _read(self, folder: Path, *, cached: bool) -> StageResult | None:
@@ -194,3 +202,5 @@ def _writable(folder: Path) -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         raise UserError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error

@@ -64,12 +64,13 @@ def build_pretrain(
 def _holdout_loss(context: Context, module: TextDistillation, batch_size: int) -> float:
     """The mean feature loss on the text rows that are held out of training."""
     rows = context.corpus[1]
-    module.eval()
+    # Lightning leaves the module on the CPU after a fit, the teacher stays where it was
+    module.to(context.device).eval()
     starts = range(0, len(rows), batch_size)
     batches = [rows.batch(list(range(start, min(start + batch_size, len(rows))))) for start in starts]
     losses = [float(module.feature_loss(on_device(batch, module.device))) for batch in batches]
     sizes = [len(batch["input_ids"]) for batch in batches]
-    module.train()
+    module.cpu().train()
     return round(sum(loss * size for loss, size in zip(losses, sizes)) / len(rows), 5)
 
 
@@ -108,7 +109,7 @@ def build_finetune(
     value = score(task, in_row_order(predict(module, batches), order), task.validation.labels)
     context.log("finetune", task=task.name, validation=value)
     write_json(folder / "scores.json", {"validation": value})
-    classifier = to_classifier(model, module.heads[task.name], task)
+    classifier = to_classifier(model, module.head(task.name), task)
     classifier.save_pretrained(folder / "model")
     context.tokenizer.save_pretrained(folder / "model")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,16 @@ def score(task: Task, logits_NC: Tensor, labels_N: Tensor) -> float:
 def _fine_tuned_classifier(context: Context, task: Task, folder: Path) -> FineTunedClassifier:
     how = context.config.teacher
     target = _classifier_folder(context, folder, task.name)
-    if how.head == "finetune" and not (target / "config.json").exists():
+    if how.head == "finetune" and not target.exists():
         ids = [task.train[index]["input_ids"].tolist() for index in range(len(task.train))]
+        # renamed when complete: a killed run must not find half a model
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         fine_tune_teacher(
-            context.teacher, ids, task.train.labels, task.data.label_names or (task.name,), target,
+            context.teacher, ids, task.train.labels, task.data.label_names or (task.name,), partial,
             epochs=how.finetune_epochs, lr=how.finetune_lr, seed=context.config.seed,
         )  # fmt: skip
+        partial.rename(target)
     return _load_folder(context, task, target)
 
 

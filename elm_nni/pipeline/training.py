@@ -149,7 +149,8 @@ def fit(
     """
     progress = Progress(config.steps, log)
     trainer = Trainer(
-        max_steps=config.steps, max_epochs=-1, accelerator="auto", devices=1, logger=False,
+        max_steps=config.steps, max_epochs=-1, logger=False, devices=1,
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         gradient_clip_val=config.clip, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=folder,

@@ -58,7 +58,7 @@ def finished(config, tmp_path_factory):
 
 
 def built(run):
-    return {name for name, stage in run.directory.stages.items() if not stage["cached"]}
+    return {name for name, result in run._finished.items() if not result.cached}
 
 
 def test_results_hold_every_system_and_the_limits_are_kept(finished, config):
@@ -117,8 +117,10 @@ def test_the_report_is_written_from_the_run(finished):
 
 def test_running_again_builds_nothing(finished, config):
     again = Run(config, finished.context.store, finished.directory.path)
-    assert again.all() == finished.results() | {"stages": again.results()["stages"]}
+    before = {path: path.stat().st_mtime_ns for path in (finished.directory.path / "model").rglob("*")}
+    assert again.all() == finished.results()
     assert not again.trained
+    assert before == {path: path.stat().st_mtime_ns for path in (finished.directory.path / "model").rglob("*")}
 
 
 def test_a_change_of_eta_builds_from_the_head_step_on(finished, config, tmp_path):
@@ -148,8 +150,12 @@ def test_inherit_starts_from_the_supernet(finished, config, tmp_path):
     assert "retrain pretrain" in built(run)
 
 
-def test_the_head_step_can_be_left_out(finished, config, tmp_path):
-    run = Run(replace(config, prune=replace(config.prune, mode="off")), finished.context.store, tmp_path / "run")
+def test_the_head_step_can_be_left_out_and_weights_inherited(finished, config, tmp_path):
+    changed = replace(
+        config, prune=replace(config.prune, mode="off"), retrain=replace(config.retrain, init="inherit")
+    )
+    run = Run(changed, finished.context.store, tmp_path / "run")
+    run.retrain()
     architecture = run.architecture()
     assert {value for key, value in architecture.items() if key.endswith("_heads")} == {4}
 
