@@ -105,7 +105,7 @@ def cell_name(index: int, block: str) -> str:
 
 def chosen_blocks(sample: Mapping[str, Any]) -> list[str]:
     """The block of each layer, in order."""
-    blocks = []
+    blocks: list[str] = []
     while (label := layer_label(len(blocks))) in sample:
         blocks.append(str(sample[label]))
     return blocks

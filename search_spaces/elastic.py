@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elm_nni.modeling.blocks_elm import FeedForward
 
 
-class ElasticFeedForward(ParametrizedModule, FeedForward, wraps=FeedForward):
+class ElasticFeedForward(ParametrizedModule, FeedForward, wraps=FeedForward):  # type: ignore[call-arg]
     """``FeedForward`` whose ``ffn_size`` may be a mutable; freezing gives the plain module back."""
 
 
@@ -28,10 +28,13 @@ class MixedFeedForward(MixedOperation, FeedForward):
     """
 
     bound_type = ElasticFeedForward
+    width: Tensor
+    init_arguments: dict[str, Any]
+    mutable_arguments: dict[str, MutableExpression]
     argument_list = ["ffn_size"]
 
     def __post_init__(self) -> None:
-        ((self.label, choice),) = self.simplify().items()
+        ((self.label, choice),) = self.simplify().items()  # type: ignore[operator]
         self.widths: list[int] = sorted(choice.values)
         self.features = nn.Identity()
         self.register_buffer("width", torch.tensor(self.widths[0]))

@@ -12,7 +12,7 @@ from nni.nas.space import current_model
 from nni.nas.strategy import Proxyless
 from torch import Tensor, nn
 
-from elm_nni.modeling.blocks_elm import BLOCKS, init_weights
+from elm_nni.modeling.blocks_elm import BLOCKS, Block, init_weights
 from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.encoder_elm import ElmEmbeddings, encode
 from elm_nni.search_spaces import architecture as arch
@@ -54,7 +54,7 @@ class ElmSpace(ModelSpace):
         pooling: str = "cls",
         dropout: float = 0.1,
         pad_token_id: int = 0,
-        blocks: Mapping[str, type[nn.Module]] | None = None,
+        blocks: Mapping[str, type[Block]] | None = None,
     ) -> None:
         super().__init__()
         self.settings = arch.SpaceSettings(

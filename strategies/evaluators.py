@@ -28,6 +28,7 @@ from elm_nni.data.tasks import TaskData, load_task, split_search_validation
 from elm_nni.distillation.relational import FeatureDistiller
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
+from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
 from elm_nni.pipeline.context import evaluation_batches, seeded, teacher_source
 from elm_nni.pipeline.modules import StudentFeatures, TaskTraining, head_key, inputs_of, predict, student_widths
@@ -56,7 +57,9 @@ class DistilModule(LightningModule):
 
     def set_model(self, model: nn.Module) -> None:
         super().set_model(model)
-        widths = student_widths(model.config, self.teacher)
+        config = model.config
+        assert isinstance(config, ElmConfig)
+        widths = student_widths(config, self.teacher)
         if any(isinstance(module, DifferentiableMixedLayer) for module in model.modules()):
             widths.pop("attention", None)
         with seeded(self.seed, "distil/projections"):

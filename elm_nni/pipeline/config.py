@@ -54,13 +54,18 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Pre-training text: an offline corpus, a hub data set or a local file. Lengths in tokens, sizes in rows."""
+    """Pre-training text: an offline corpus, a hub data set or a local file. Lengths in tokens, sizes in rows.
+
+    ``streaming`` packs rows as they are needed, in the order of the source, for text that does not fit the disk. The
+    held-out rows are then the first ones, left out of the first pass.
+    """
 
     corpus: str = "offline:demo"
     text_column: str = "text"
     sequence_length: int = 128
     limit_tokens: int | None = None
     holdout_rows: int = 64
+    streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -308,6 +313,10 @@ def validate(config: Config) -> None:
         ("search.validation_size", config.search.validation_size, config.search.validation_size >= 1, ">= 1"),
         ("growth.every", config.growth.every, config.growth.every >= 1, ">= 1"),
         ("data.holdout_rows", config.data.holdout_rows, config.data.holdout_rows >= 1, ">= 1"),
+        (
+            "data.streaming", config.data.streaming, not config.data.streaming or config.data.limit_tokens is None,
+            "false where data.limit_tokens is set",
+        ),
         ("data.limit_tokens", config.data.limit_tokens, (config.data.limit_tokens or 1) >= 1, ">= 1 or null"),
         ("latency.repeats", config.latency.repeats, config.latency.repeats >= 1, ">= 1"),
         ("export.int8", True, config.export.onnx or not config.export.int8, "false unless export.onnx is true"),

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.data.batches import TaskRows, sorted_batches
-from elm_nni.data.corpora import CorpusSpec
-from elm_nni.data.packing import PackedCorpus, pack_source
+from elm_nni.data.corpora import CorpusSpec, corpus_digest, corpus_texts, load_corpus
+from elm_nni.data.packing import PackedCorpus, pack_corpus, pack_source
 from elm_nni.data.rows import tokenizer_digest
+from elm_nni.data.sources import Rows
 from elm_nni.data.tasks import TASKS, Kind, TaskData, TaskSpec, find_task, load_task, split_search_validation
 from elm_nni.digest import derive_seed, digest, file_digest
 from elm_nni.distillation.teacher import Teacher
@@ -106,14 +107,32 @@ class Context:
 
     @cached_property
     def corpus(self) -> tuple[PackedCorpus, PackedCorpus]:
-        """Packed pre-training rows, and held-out rows."""
-        data = self.config.data
-        spec = replace(CorpusSpec.parse(data.corpus), column=data.text_column, split_seed=self.config.seed)
+        """Packed pre-training rows, and held-out rows; of a stream only its beginning, the held-out rows first."""
+        data, folder = self.config.data, self.store.root / "corpora"
+        if data.streaming:
+            # some rows more than are held out: they are timed
+            beginning = pack_corpus(
+                lambda: corpus_texts(self.stream()), self.tokenizer, folder=folder,
+                sequence_length=data.sequence_length,
+                corpus_digest=digest([corpus_digest(self._corpus_spec), "stream"]),
+                limit_tokens=2 * data.holdout_rows * data.sequence_length,
+            )  # fmt: skip
+            held_out, rest = beginning.split(len(beginning) - data.holdout_rows)
+            return rest, held_out
         packed = pack_source(
-            spec, self.tokenizer, sequence_length=data.sequence_length, folder=self.store.root / "corpora",
+            self._corpus_spec, self.tokenizer, sequence_length=data.sequence_length, folder=folder,
             limit_tokens=data.limit_tokens, seed=self.config.seed,
         )  # fmt: skip
         return packed.split(data.holdout_rows)
+
+    def stream(self) -> Rows:
+        """The corpus in the order of its source, read as it is needed."""
+        return load_corpus(self._corpus_spec, streaming=True, seed=self.config.seed)
+
+    @property
+    def _corpus_spec(self) -> CorpusSpec:
+        data = self.config.data
+        return replace(CorpusSpec.parse(data.corpus), column=data.text_column, split_seed=self.config.seed)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from elm_nni.cost.parameters import mean_parameters
 from elm_nni.data.batches import BucketBatchSampler, StepBatchSampler
+from elm_nni.data.streaming import StreamingPacked
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.table import svd_token_table
 from elm_nni.errors import UserError
@@ -176,12 +177,34 @@ def check_growth(epoch_steps: int, training: TrainingConfig) -> None:
 
 def text_batches(context: Context, training: TrainingConfig, stage: str) -> Callable[[int], dict[str, Any]]:
     """Step to batch of packed text."""
+    if context.config.data.streaming:
+        return StreamedBatches(context, training.batch_size)
     rows = context.corpus[0]
     sampler = StepBatchSampler(
         num_rows=len(rows), batch_size=training.batch_size, seed=context.config.seed, stage=stage,
         num_steps=training.steps,
     )  # fmt: skip
     return lambda step: rows.batch(sampler.batch(step))
+
+
+class StreamedBatches:
+    """Step to batch of a streamed corpus, past the held-out rows; steps in order are read on, any other starts anew."""
+
+    def __init__(self, context: Context, batch_size: int) -> None:
+        self.context, self.batch_size = context, batch_size
+        self.skipped = -(-context.config.data.holdout_rows // batch_size)
+        self._next = -1
+        self._batches: Iterator[dict[str, Any]] = iter(())
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        if step != self._next:
+            stream = StreamingPacked(
+                self.context.stream(), self.context.tokenizer, batch_size=self.batch_size,
+                sequence_length=self.context.config.data.sequence_length, start_step=self.skipped + step,
+            )  # fmt: skip
+            self._batches = iter(stream)
+        self._next = step + 1
+        return next(self._batches)
 
 
 def task_batches(

@@ -160,6 +160,13 @@ def test_the_head_step_can_be_left_out_and_weights_inherited(finished, config, t
     assert {value for key, value in architecture.items() if key.endswith("_heads")} == {4}
 
 
+def test_a_streamed_corpus_trains(finished, config, tmp_path):
+    changed = replace(config, data=replace(config.data, streaming=True))
+    run = Run(changed, finished.context.store, tmp_path / "run")
+    run.retrain()
+    assert {"supernet", "retrain pretrain"} <= built(run)
+
+
 # (stage, what must have happened in it before the kill)
 KILLS = [
     ("supernet", lambda run, log: any(line.get("event") == "epoch" for line in log)),

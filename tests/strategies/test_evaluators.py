@@ -105,7 +105,8 @@ def checkpoint(home: Path, tiny: dict[str, int]) -> Path:
     folder = home / "supernet"
     folder.mkdir()
     save_file(supernet.state_dict(), folder / "supernet.safetensors")
-    save_file({"reviews.weight": torch.randn(2, 24), "reviews.bias": torch.zeros(2)}, folder / "heads.safetensors")
+    head = {"task_reviews.weight": torch.randn(2, 24), "task_reviews.bias": torch.zeros(2)}
+    save_file(head, folder / "heads.safetensors")
     return folder
 
 
@@ -145,7 +146,7 @@ def accuracy(supernet: torch.nn.Module, checkpoint: Path, task: str, teacher: st
     hits = []
     for row in rows:
         ids_BT = torch.tensor([tokenizer(row["text"], truncation=True, max_length=16)["input_ids"]])
-        logits_C = head["reviews.weight"] @ supernet(ids_BT)[0, 0] + head["reviews.bias"]
+        logits_C = head["task_reviews.weight"] @ supernet(ids_BT)[0, 0] + head["task_reviews.bias"]
         hits.append(int(logits_C.argmax()) == row["label"])
     return sum(hits) / len(hits)
 

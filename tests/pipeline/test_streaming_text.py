@@ -1,0 +1,49 @@
+"""Text that is packed as it is needed: the batches of the stream, resume, and rows that are held out."""
+
+import pytest
+import torch
+import yaml
+
+from elm_nni.errors import UserError
+from elm_nni.pipeline.config import load_config
+from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.store import StageStore
+from elm_nni.pipeline.supernet_stage import text_batches
+
+from .conftest import settings
+
+
+@pytest.fixture
+def streamed(own, tmp_path):
+    path = tmp_path / "own.yaml"
+    values = settings(own)
+    values["data"] = {**values["data"], "streaming": True}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return Context(load_config(str(path)), StageStore(tmp_path / "store"), lambda event, **values: None)
+
+
+def rows_of(batches):
+    return {tuple(row.tolist()) for batch in batches for row in batch["input_ids"]}
+
+
+def test_any_step_is_the_same_alone_and_in_order(streamed):
+    training = streamed.config.retrain.pretrain
+    in_order = text_batches(streamed, training, "pretrain")
+    batches = [in_order(step) for step in range(5)]
+    alone = text_batches(streamed, training, "pretrain")(3)
+    for name, tensor in batches[3].items():
+        assert torch.equal(tensor, alone[name]), name
+    assert batches[0]["input_ids"].shape == (training.batch_size, streamed.config.data.sequence_length)
+
+
+def test_held_out_rows_are_not_trained_on_in_the_first_pass(streamed):
+    _, held_out = streamed.corpus
+    assert len(held_out) == streamed.config.data.holdout_rows
+    batch_of = text_batches(streamed, streamed.config.retrain.pretrain, "pretrain")
+    trained = rows_of([batch_of(step) for step in range(5)])
+    assert not trained & rows_of([held_out.batch(list(range(len(held_out))))])
+
+
+def test_streaming_and_a_limit_exclude_each_other():
+    with pytest.raises(UserError, match="data.streaming"):
+        load_config("nano", {"data.streaming": True})
