@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from elm_nni import cli
+from elm_nni.pipeline.modules import head_key
 
 from .pipeline.conftest import config_file, own, settings  # noqa: F401
 
@@ -120,12 +122,17 @@ def test_lengths_beyond_the_teachers(call):
     assert "64" in line
 
 
-@pytest.mark.parametrize("name", ["train.csv", "type.csv", "reviews.2024.csv"])
-def test_any_file_name_makes_a_task(name, own, tmp_path, config_file, monkeypatch, capsys):  # noqa: F811
+@pytest.mark.parametrize(
+    ("file", "name"), [("train.csv", "train"), ("type.csv", "type"), ("reviews.2024.csv", "reviews_2024")]
+)
+def test_any_file_name_makes_a_task(file, name, own, tmp_path, config_file, monkeypatch, capsys):  # noqa: F811
+    (task,) = cli._task(str(tmp_path / file), "text=review,label=stars", None)
+    assert task["name"] == name
+    torch.nn.ModuleDict({head_key(name): torch.nn.Identity()})
     monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
-    (tmp_path / name).write_bytes((own / "reviews.csv").read_bytes())
-    options = ["--task", tmp_path / name, "--columns", "text=review,label=stars", "--set", "export.onnx=false"]
-    status, _, err = run_main(monkeypatch, capsys, "run", config_file, "--plan", *options)
+    (tmp_path / file).write_bytes((own / "reviews.csv").read_bytes())
+    tasks = yaml.safe_dump([{**task, "max_length": 16}], default_flow_style=True, width=1000).strip()
+    status, _, err = run_main(monkeypatch, capsys, "run", config_file, "--plan", "--set", f"tasks={tasks}")
     assert status == 0, err
 
 
@@ -163,6 +170,19 @@ def test_plan_trains_nothing_and_shows_hours_disk_and_reach(config_file, tmp_pat
         assert word in out
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "store" / "supernet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("limits.max_params=300", "vocabulary"),
+        ("data.sequence_length=100", "64"),
+        ("growth.epoch_steps=3", "multiple of"),
+    ],
+)
+def test_plan_refuses_what_a_run_would(change, word, config_file, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
+    assert word in refused(monkeypatch, capsys, "run", config_file, "--plan", "--set", change)
 
 
 def test_latency_measure_writes_a_table_that_a_run_accepts(config_file, tmp_path, monkeypatch, capsys):  # noqa: F811

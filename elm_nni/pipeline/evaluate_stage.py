@@ -159,7 +159,8 @@ def _tfidf(
     for name, task in context.tasks.items():
         if task.kind != "classification" or task.data.is_pair:
             continue
-        found = tfidf_baseline(_training_texts(task), _training_labels(task), list(task.data.test["text"]))
+        train = task.data.train
+        found = tfidf_baseline(list(train["text"]), list(train["label"]), list(task.data.test["text"]))
         labels = rows[name].labels.numpy()
         scores[name] = float(
             score(task, torch.nn.functional.one_hot(torch.from_numpy(found), task.num_outputs), rows[name].labels)
@@ -180,14 +181,6 @@ def _tfidf(
         "latency_iqr_ms": None, "condition": "", "note": "fitted in this run on the same rows", "tasks": scores,
     }  # fmt: skip
     return row, comparison
-
-
-def _training_texts(task: Task) -> list[str]:
-    return list(task.data.train["text"])
-
-
-def _training_labels(task: Task) -> list[int]:
-    return list(task.data.train["label"])
 
 
 def _half_depth(teacher: Teacher) -> Teacher | None:

@@ -15,6 +15,7 @@ from elm_nni.cost.parameters import (
 )
 from elm_nni.modeling.blocks_elm import BLOCKS
 from elm_nni.pipeline import latency_stage, precision, supernet_stage, teacher_stage
+from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, TrainingConfig
 from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.search_stage import check_reachable
@@ -33,9 +34,7 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
         UserError: whatever the run itself would refuse before training.
     """
     context = Context(config, store, lambda event, **values: None)
-    if config.growth.enabled:
-        supernet_stage.check_growth(config.growth.epoch_steps, config.supernet.pretrain)
-    check_reachable(context, None, config.limits)
+    check_inputs(context)
     table = latency_stage.given_table(context)
     if table is None:
         inputs = latency_stage.latency_inputs(context)

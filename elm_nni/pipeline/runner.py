@@ -14,7 +14,6 @@ import torch
 
 from elm_nni.cost.latency_table import LatencyTable
 from elm_nni.cost.parameters import count_parameters, parameters_outside_embeddings, uniform_width
-from elm_nni.distillation.teacher import check_vocabulary
 from elm_nni.errors import UserError
 from elm_nni.pipeline import (
     evaluate_stage,
@@ -25,9 +24,10 @@ from elm_nni.pipeline import (
     supernet_stage,
     teacher_stage,
 )
+from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, validate
 from elm_nni.pipeline.context import Context, latency_condition, seeded
-from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs, require_onnx
+from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
 from elm_nni.pipeline.store import StageResult, StageStore, versions, write_json
 from elm_nni.search_spaces.architecture import architecture_digest
@@ -98,26 +98,8 @@ class Run:
 
     def check(self) -> None:
         """Everything that can be refused before training: data, tasks, vocabulary, limits, growth."""
-        context, limits = self.context, self.config.limits
-        if limits.max_params is not None:
-            settings = context.settings
-            check_vocabulary(settings.vocab_size, settings.embedding_size, round(limits.max_params))
-        if self.config.growth.enabled:
-            supernet_stage.check_growth(self.config.growth.epoch_steps, self.config.supernet.pretrain)
-        search_stage.check_reachable(context, None, limits)
-        _ = context.tasks, context.corpus
-        self._check_lengths()
-        if self.config.export.onnx:
-            require_onnx()
-        search_stage.check_reachable(context, self.latency(), limits)
-
-    def _check_lengths(self) -> None:
-        longest = self.context.settings.max_position_embeddings
-        lengths = {"data.sequence_length": self.config.data.sequence_length}
-        lengths |= {f"max_length of task {name}": task.data.max_length for name, task in self.context.tasks.items()}
-        for key, length in lengths.items():
-            if length > longest:
-                raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
+        check_inputs(self.context)
+        search_stage.check_reachable(self.context, self.latency(), self.config.limits)
 
     def teacher(self) -> StageResult:
         """Teacher heads and logits."""

@@ -1,0 +1,35 @@
+"""Everything that a run refuses before it trains: what ``run`` and ``--plan`` ask in common."""
+
+from __future__ import annotations
+
+from elm_nni.distillation.teacher import check_vocabulary
+from elm_nni.errors import UserError
+from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.export_stage import require_onnx
+from elm_nni.pipeline.search_stage import check_reachable
+from elm_nni.pipeline.supernet_stage import check_growth
+
+
+def check_inputs(context: Context) -> None:
+    """Checks data, tasks, lengths, vocabulary, parameter limits, growth and packages; loads text and tasks.
+
+    The latency limit needs a table and is left to :func:`elm_nni.pipeline.search_stage.check_reachable`.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    config, settings = context.config, context.settings
+    if config.limits.max_params is not None:
+        check_vocabulary(settings.vocab_size, settings.embedding_size, round(config.limits.max_params))
+    if config.growth.enabled:
+        check_growth(config.growth.epoch_steps, config.supernet.pretrain)
+    check_reachable(context, None, config.limits)
+    _ = context.corpus
+    lengths = {"data.sequence_length": config.data.sequence_length}
+    lengths |= {f"max_length of task {name}": task.data.max_length for name, task in context.tasks.items()}
+    longest = settings.max_position_embeddings
+    for key, length in lengths.items():
+        if length > longest:
+            raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
+    if config.export.onnx:
+        require_onnx()
