@@ -20,6 +20,7 @@ from elm_nni.errors import UserError
 if TYPE_CHECKING:
     from elm_nni.pipeline.config import Config
     from elm_nni.pipeline.runner import Run
+    from elm_nni.pipeline.store import StageResult
 
 app = typer.Typer(
     help="Elastic architecture search for compact language models. Begin with: elm-nni run nano --plan",
@@ -109,6 +110,27 @@ def run(
             _finish(_open(with_latency_limit(config, limit), target / f"latency-{limit:g}ms", store))
 
 
+@app.command()
+def trial(
+    source: Annotated[str, typer.Argument(help="A preset or a YAML file: what the experiment does not tune.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key, the same in every trial.")] = None,
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the pipeline as a trial of NNI: the trialCommand of an experiment. Keys of its search space are dotted keys.
+
+    Example: trialCommand: OMP_NUM_THREADS=1 elm-nni trial base.yaml
+    """
+    from elm_nni.pipeline.config import parse_assignment
+
+    overrides = dict(parse_assignment(item) for item in set_ or [])
+    with _library(verbose):
+        from elm_nni.pipeline.trial import run_trial
+
+        result = run_trial(source, _store(store), overrides=overrides, announce=_announce)
+    _say(json.dumps(result))
+
+
 def _stage(name: str, help_text: str, build: Callable[[Run], Any]) -> None:
     def command(run_dir: RunDir, store: Store = None, verbose: Verbose = False) -> None:
         with _library(verbose):
@@ -193,7 +215,9 @@ def latency_measure(
 ) -> None:
     """Measure a latency table on this machine, to be used here or carried to another (latency.table).
 
-    Example: elm-nni latency measure nano --out phone.json --set latency.threads=2
+    Compiling or exporting every part takes minutes.
+
+    Example: elm-nni latency measure nano --out phone.json --set latency.threads=2 --set latency.runtime=onnx
     """
     from elm_nni.cost.latency import measure_table
     from elm_nni.pipeline.config import load_config, parse_assignment
@@ -203,7 +227,9 @@ def latency_measure(
     settings = Context(config, _store(None), lambda event, **values: None).settings
     table = measure_table(settings, latency_condition(config), repeats=config.latency.repeats)
     table.save(out)
-    _say(f"{out}: {table.condition.describe()}, digest {table.digest}")
+    kept = table.notes["preempted"]["kept"]
+    disturbed = f"; other work took the processor during {kept} of the timed calls" if kept else ""
+    _say(f"{out}: {table.condition.describe()}, digest {table.digest}{disturbed}")
 
 
 @store_app.command("ls")
@@ -275,7 +301,8 @@ def _config_of(run_dir: Path) -> Config:
 
 
 def _store(path: Path | None) -> Any:
-    from elm_nni.pipeline.store import StageStore, default_store
+    from elm_nni.cache import default_store
+    from elm_nni.pipeline.store import StageStore
 
     return StageStore(path or default_store())
 
@@ -283,10 +310,11 @@ def _store(path: Path | None) -> Any:
 def _open(config: Config, run_dir: Path, store: Path | None) -> Run:
     from elm_nni.pipeline.runner import Run
 
-    def announce(name: str, result: Any) -> None:
-        _say(f"  {name:<22} {'cached' if result.cached else f'{result.seconds:.1f} s'}")
+    return Run(config, _store(store), run_dir, _announce)
 
-    return Run(config, _store(store), run_dir, announce)
+
+def _announce(name: str, result: StageResult) -> None:
+    _say(f"  {name:<22} {'cached' if result.cached else f'{result.seconds:.1f} s'}")
 
 
 def _finish(run: Run) -> None:
@@ -359,6 +387,8 @@ def _library(verbose: bool) -> Iterator[None]:
 
         warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module.*")
         warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+        # it writes to the terminal by itself
+        logging.getLogger("nni").propagate = False
         for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         from transformers.utils import logging as transformers_logging

@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elm_nni.strategies.constrained_evolution import ConstrainedEvolution
-    from elm_nni.strategies.evaluators import DistilEvaluator, SupernetFitness
+    from elm_nni.strategies.distil_evaluator import DistilEvaluator
     from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
     from elm_nni.strategies.growth import Growable, GrowthEvent, GrowthRecord, PcaGrowth
     from elm_nni.strategies.growth_callback import GrowthCallback
     from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned
     from elm_nni.strategies.one_shot import ElmOneShot, set_path, to_supernet
+    from elm_nni.strategies.relational_kd import RelationalKD
+    from elm_nni.strategies.supernet_fitness import SupernetFitness
 
 _MODULES = {
     "constrained_evolution": ("ConstrainedEvolution",),
-    "evaluators": ("DistilEvaluator", "SupernetFitness"),
+    "distil_evaluator": ("DistilEvaluator",),
     "evolution": ("Constraints", "Evolution", "Individual", "Limit"),
     "growth": ("Growable", "GrowthEvent", "GrowthRecord", "PcaGrowth"),
     "growth_callback": ("GrowthCallback",),
     "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned"),
     "one_shot": ("ElmOneShot", "set_path", "to_supernet"),
+    "relational_kd": ("RelationalKD",),
+    "supernet_fitness": ("SupernetFitness",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -40,6 +44,7 @@ __all__ = [
     "Individual",
     "Limit",
     "PcaGrowth",
+    "RelationalKD",
     "SupernetFitness",
     "load_pruned",
     "set_path",

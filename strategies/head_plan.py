@@ -5,10 +5,10 @@ Shape suffixes: H heads.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +18,8 @@ import torch
 
 from elm_nni.analysis.cka import redundant_heads
 from elm_nni.errors import UserError
-from elm_nni.search_spaces.architecture import architecture_digest, cell_name, layer_specs
+from elm_nni.files import write_bytes, write_text
+from elm_nni.search_spaces.architecture import architecture_digest, cell_name, chosen_blocks
 
 PruneMode = Literal["remove", "fuse"]
 Samples = Literal["tokens", "sequences"]
@@ -88,7 +89,8 @@ class HeadPlan:
         min_heads: heads that every layer keeps at least.
         samples: what CKA took as a sample, ``"tokens"`` or ``"sequences"``.
         num_sequences: rows with a valid token that were seen.
-        source: the architecture that was measured, canonical.
+        source: the architecture that was measured, canonical; of a stock model the class, heads and head_dim of each
+            layer's attention.
         layers: one entry a layer, in order.
 
     Raises:
@@ -110,15 +112,15 @@ class HeadPlan:
 
     def __post_init__(self) -> None:
         check_settings(self.eta, self.mode, self.min_heads, self.samples)
-        specs = layer_specs(self.source)
-        if [layer.layer for layer in self.layers] != list(range(len(specs))):
+        sizes = head_sizes(self.source)
+        if [layer.layer for layer in self.layers] != list(range(len(sizes))):
             indices = [layer.layer for layer in self.layers]
-            raise ValueError(f"layers={indices}: must be the {len(specs)} layers of the architecture, in order")
-        for layer, spec in zip(self.layers, specs):
-            if (layer.before, layer.head_dim_before) != (spec["num_heads"], spec["head_dim"]):
+            raise ValueError(f"layers={indices}: must be the {len(sizes)} layers of the architecture, in order")
+        for layer, (num_heads, head_dim) in zip(self.layers, sizes):
+            if (layer.before, layer.head_dim_before) != (num_heads, head_dim):
                 raise ValueError(
                     f"layer {layer.layer}: before={layer.before} heads of {layer.head_dim_before}; "
-                    f"the architecture has {spec['num_heads']} of {spec['head_dim']}"
+                    f"the architecture has {num_heads} of {head_dim}"
                 )
             if (layer.after, layer.head_dim_after) != _sizes_after(layer, self.mode, self.min_heads):
                 raise ValueError(
@@ -135,8 +137,8 @@ class HeadPlan:
     def architecture(self) -> dict[str, str | int]:
         """The canonical architecture after pruning."""
         pruned = dict(self.source)
-        for layer, spec in zip(self.layers, layer_specs(self.source)):
-            cell = cell_name(layer.layer, spec["block"])
+        for layer, block in zip(self.layers, chosen_blocks(self.source)):
+            cell = cell_name(layer.layer, block)
             pruned |= {f"{cell}_heads": layer.after, f"{cell}_head_dim": layer.head_dim_after}
         return dict(sorted(pruned.items()))
 
@@ -188,6 +190,9 @@ class HeadPlan:
 
         The npz holds ``layer{i}_before`` (H, H) and, once measured, ``layer{i}_after`` (H', H'), float64.
         The folder is made if missing; each file is replaced as a whole.
+
+        Raises:
+            UserError: a file cannot be written.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -200,11 +205,10 @@ class HeadPlan:
                     matrices[f"layer{layer['layer']}_{when}"] = np.array(matrix, dtype=np.float64)
         sweep = eta_sweep(self, sorted({*etas, self.eta}))
         values["eta_sweep"] = {repr(float(eta)): heads for eta, heads in sweep.items()}
-        with _replaced(target / CKA_FILE) as path, path.open("wb") as file:
-            # A file object: given a path, savez would append ".npz" to the temporary name.
-            np.savez(file, allow_pickle=False, **matrices)
-        with _replaced(target / HEADS_FILE) as path:
-            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        archive = io.BytesIO()
+        np.savez(archive, allow_pickle=False, **matrices)
+        write_bytes(target / CKA_FILE, archive.getvalue())
+        write_text(target / HEADS_FILE, json.dumps(values, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HeadPlan:
@@ -226,6 +230,17 @@ class HeadPlan:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the head plan in {folder} is damaged: {error!r}; plan the heads again") from error
         return cls.from_dict(values)
+
+
+def head_sizes(architecture: Mapping[str, str | int]) -> list[tuple[int, int]]:
+    """Number of heads and head_dim of each layer of a canonical architecture, or of a stock model's.
+
+    Example::
+
+        head_sizes(plan.architecture)   # [(9, 44), (12, 44)]
+    """
+    cells = [cell_name(index, block) for index, block in enumerate(chosen_blocks(architecture))]
+    return [(int(architecture[f"{cell}_heads"]), int(architecture[f"{cell}_head_dim"])) for cell in cells]
 
 
 def eta_sweep(plan: HeadPlan, etas: Iterable[float]) -> dict[float, list[int]]:
@@ -299,14 +314,3 @@ def _check_matrix(name: str, matrix: Matrix, size: int) -> None:
 def as_matrix(rows: Sequence[Sequence[float]]) -> Matrix:
     """Rows as nested tuples, which compare, hash and go through JSON exactly."""
     return tuple(tuple(float(value) for value in row) for row in rows)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of ``path`` when all went well."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

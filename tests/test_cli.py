@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from elm_nni import cli
-from elm_nni.pipeline.modules import head_key
+from elm_nni.strategies.supernet_files import head_key
 
 from .pipeline.conftest import config_file, own, settings  # noqa: F401
 

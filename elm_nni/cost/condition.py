@@ -20,15 +20,16 @@ class LatencyCondition:
     """What a latency in milliseconds is a latency of. Two conditions are the same if all fields are equal.
 
     Args:
-        runtime: What runs the model: ``"eager"``, ``"compile"``, ``"onnx"`` or ``"onnx-int8"``.
+        runtime: What runs the model: ``"eager"``, ``"compile"`` (``torch.compile``), ``"onnx"`` (onnxruntime) or
+            ``"onnx-int8"`` (the same with weights in 8 bits and activations quantised as they come).
         device: A torch device such as ``"cpu"`` or ``"cuda"``.
         threads: Threads of one operator.
         batch_size: Sequences at once.
         sequence_length: Tokens of each, all valid.
-        dtype: ``"fp32"`` or ``"bf16"``.
+        dtype: ``"fp32"`` or ``"bf16"``, of what is not quantised. onnxruntime runs ``"fp32"`` on the CPU.
 
     Raises:
-        UserError: A value outside its range, or an unknown name.
+        UserError: A value outside its range, an unknown name, or another dtype or device than onnxruntime runs.
 
     Example:
         >>> LatencyCondition(sequence_length=64).describe()
@@ -54,9 +55,22 @@ class LatencyCondition:
             torch.device(self.device)
         except (RuntimeError, TypeError) as error:
             raise UserError(f"latency device is {self.device!r}; it must be one of torch, such as 'cpu'") from error
+        if self.is_onnx:
+            for name, needed in (("dtype", "fp32"), ("device", "cpu")):
+                if getattr(self, name) != needed:
+                    raise UserError(
+                        f"latency {name} is {getattr(self, name)!r}; with the runtime {self.runtime!r} it must be "
+                        f"{needed!r}"
+                    )
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether onnxruntime runs the model."""
+        return self.runtime.startswith("onnx")
 
     def describe(self) -> str:
         """One line for people."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         tokens = f"{self.sequence_length} token{'s' if self.sequence_length > 1 else ''}"
-        return f"{self.runtime} {self.dtype}, {self.device}, {threads}, batch {self.batch_size}, {tokens}"
+        runtime = self.runtime if self.runtime == "onnx-int8" else f"{self.runtime} {self.dtype}"
+        return f"{runtime}, {self.device}, {threads}, batch {self.batch_size}, {tokens}"

@@ -1,16 +1,14 @@
-"""Measurement of latency tables and of whole models. Needs torch and transformers only.
-
-Shapes: B batch, T tokens, D hidden.
-"""
+"""Measurement of latency tables and of whole models. Needs torch and transformers only."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,27 +16,23 @@ import torch
 from torch import nn
 
 from elm_nni.cost.condition import TORCH_DTYPES, LatencyCondition
-from elm_nni.cost.latency_table import EMBEDDING, HEAD, LatencyTable, entry_key, space_fields
-from elm_nni.cost.parameters import Blocks, full_heads, space_config
-from elm_nni.cost.timing import median_iqr, pinned_threads, time_interleaved
+from elm_nni.cost.latency_table import EMBEDDING, HEAD, LatencyTable, space_fields
+from elm_nni.cost.layer_parts import Model, SpaceParts, model_inputs
+from elm_nni.cost.parameters import Blocks
+from elm_nni.cost.runtimes import Call, Part, make_calls, require_runtime
+from elm_nni.cost.timing import METHOD, Rounds, median_iqr, pinned_threads, time_rounds, watch
 from elm_nni.errors import UserError
 from elm_nni.modeling.blocks_elm import BLOCKS
-from elm_nni.modeling.configuration_elm import ElmConfig
-from elm_nni.modeling.encoder_elm import encode, visible
-from elm_nni.modeling.heads_elm import pool
-from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
 from elm_nni.search_spaces.architecture import SpaceSettings
 
 logger = logging.getLogger(__name__)
 
 # Widths measured for each block by default; those between are interpolated.
 NUM_WIDTHS = 4
-# Whole models measured beside the layers, to find what a layer takes beyond its entry.
-NUM_WHOLE_MODELS = 3
 # Interquartile range by median from which on a warning is given; an idle machine stays well below.
 NOISY = 0.25
-
-Call = Callable[[], Any]
+# Share of preempted calls from which on a warning is given.
+PREEMPTED = 0.5
 
 
 def measure_table(
@@ -50,6 +44,7 @@ def measure_table(
     heads: Sequence[int] | None = None,
     blocks: Blocks | None = None,
     seed: int = 0,
+    models: Mapping[str, nn.Module] | None = None,
 ) -> LatencyTable:
     """Measure the layers, the embedding and the head of a space on this machine.
 
@@ -59,18 +54,21 @@ def measure_table(
 
     Args:
         settings: The space.
-        condition: What to measure under; its runtime must be ``"eager"``.
+        condition: What to measure under. Compiled and exported parts are made one by one: minutes for a large space.
         repeats: Timed calls of each part.
         widths: Feed-forward widths, each with all heads. None: four, from the first to the last of the space.
         heads: Head counts, each at the smallest width; all heads are measured anyway. None: one and half of them.
         blocks: Name to block class; None takes the six of the paper.
         seed: Of weights, token ids and orders.
+        models: Name to model, measured in the same rounds to be compared with what the table predicts; see
+            :func:`measure_models`. Their medians and interquartile ranges are ``notes["beside"]``.
 
     Returns:
         The table; its ``notes`` say how it was measured.
 
     Raises:
-        UserError: Another runtime, no such device, a sequence that the space cannot hold, or sizes out of range.
+        UserError: No such device, missing packages or compiler, a block that cannot be compiled or exported, a sequence
+            that the space cannot hold, or sizes out of range.
 
     Example:
         >>> table = measure_table(preset_settings("nano"), LatencyCondition(sequence_length=64), repeats=5)
@@ -83,29 +81,34 @@ def measure_table(
             f"{settings.max_position_embeddings}"
         )
     _check_repeats(repeats)
-    started = time.perf_counter()
+    started, load = time.perf_counter(), _load()
     widths = _spread(settings.widths) if widths is None else _sizes("widths", widths, None)
     pruned = [max(settings.num_heads // 2, 1), 1] if heads is None else _sizes("heads", heads, settings.num_heads)
     with _quiet(condition, seed):
-        parts = _Parts(settings, condition, dict(BLOCKS if blocks is None else blocks), widths, pruned)
-        times = time_interleaved(parts.calls, repeats=repeats, seed=seed)
-    measured = {name: median_iqr(values) for name, values in times.items()}
-    models: list[dict[str, Any]] = []
+        parts = SpaceParts(settings, condition, dict(BLOCKS if blocks is None else blocks), widths, pruned)
+        beside = {f"beside {name}": _model_part(model, condition) for name, model in (models or {}).items()}
+        rounds = time_calls(make_calls({**parts.parts, **beside}, condition), condition, repeats=repeats, seed=seed)
+    measured = {name: median_iqr(values) for name, values in rounds.times_ms.items()}
+    compared = {name: measured.pop(f"beside {name}") for name in models or {}}
+    whole: list[dict[str, Any]] = []
     for name, keys in parts.models.items():
         sum_ms = sum(measured[key][0] for key in (EMBEDDING, *keys, HEAD))
-        models.append({"layers": keys, "median_ms": measured[name][0], "sum_ms": sum_ms})
-    _warn_if_noisy(measured, condition)
+        whole.append({"layers": keys, "median_ms": measured[name][0], "sum_ms": sum_ms})
     table = LatencyTable(
         condition=condition,
         space=space_fields(settings),
         entries={name: values for name, values in measured.items() if name not in parts.models},
-        overhead_ms=statistics.mean((model["median_ms"] - model["sum_ms"]) / len(model["layers"]) for model in models),
+        overhead_ms=statistics.mean((model["median_ms"] - model["sum_ms"]) / len(model["layers"]) for model in whole),
         notes={
             "repeats": repeats,
+            "timing": METHOD,
+            "preempted": {"repeated": rounds.repeated, "kept": sum(rounds.preempted.values())},
             "widths": widths,
             "heads": sorted({*pruned, settings.num_heads}),
             "between": "widths and head counts between the measured ones are interpolated",
-            "models": models,
+            "models": whole,
+            **({"beside": compared} if compared else {}),
+            "load": load,
             "machine": _machine(condition),
             "torch": torch.__version__,
         },
@@ -123,7 +126,7 @@ def measure_models(
     Args:
         models: Name to model; each is called as ``model(input_ids=..., attention_mask=...)`` and has
             ``config.vocab_size``. Copies are measured: the models keep mode, device and dtype.
-        condition: What to measure under; its runtime must be ``"eager"``.
+        condition: What to measure under.
         repeats: Timed calls of each model.
         seed: Of token ids and orders.
 
@@ -131,7 +134,7 @@ def measure_models(
         Name to ``(median, interquartile range)`` in ms.
 
     Raises:
-        UserError: Another runtime or no such device.
+        UserError: No such device, missing packages or compiler, or a model that cannot be compiled or exported.
 
     Example:
         >>> measure_models({"ours": ours, "teacher": teacher}, LatencyCondition(threads=2))["ours"]
@@ -139,11 +142,9 @@ def measure_models(
     """
     _check_repeats(repeats)
     with _quiet(condition, seed):
-        calls = {name: _model_call(model, condition) for name, model in models.items()}
-        times = time_interleaved(calls, repeats=repeats, seed=seed)
-    measured = {name: median_iqr(values) for name, values in times.items()}
-    _warn_if_noisy(measured, condition)
-    return measured
+        parts = {name: _model_part(model, condition) for name, model in models.items()}
+        rounds = time_calls(make_calls(parts, condition), condition, repeats=repeats, seed=seed)
+    return {name: median_iqr(values) for name, values in rounds.times_ms.items()}
 
 
 def measure_model(
@@ -157,101 +158,35 @@ def measure_model(
     return measure_models({"model": model}, condition, repeats=repeats, seed=seed)["model"]
 
 
-class _Parts:
-    """The calls to time: layers by entry key, embedding, head, and whole models, whose layers ``models`` names."""
-
-    def __init__(
-        self,
-        settings: SpaceSettings,
-        condition: LatencyCondition,
-        blocks: Blocks,
-        widths: Sequence[int],
-        pruned: Sequence[int],
-    ):
-        self.condition = condition
-        self.blocks = blocks
-        self.heads = full_heads(settings, blocks)
-        shell = ElmForSequenceClassification(_one_layer_config(settings))
-        self.config = shell.config
-        self.shell = self._ready(shell)
-        self.input_ids_BT, self.mask_BT = _inputs(condition, settings.vocab_size)
-        documents_BT = self.mask_BT.long()
-        self.mask = visible(documents_BT, documents_BT, is_causal=settings.is_causal)
-        dtype = TORCH_DTYPES[condition.dtype]
-        self.hidden_BTD = torch.randn(
-            *self.input_ids_BT.shape, settings.hidden_size, dtype=dtype, device=condition.device
-        )
-        self.calls: dict[str, Call] = {EMBEDDING: self._embed, HEAD: self._classify}
-        for name, (num_heads, head_dim) in self.heads.items():
-            sizes = [(width, num_heads) for width in widths] + [(min(widths), count) for count in pruned]
-            for width, count in dict.fromkeys(sizes):
-                self.calls[entry_key(name, width, count, head_dim)] = self._layer_call(self._block(name, width, count))
-        self.models: dict[str, list[str]] = {}
-        for index in range(NUM_WHOLE_MODELS):
-            width = sorted(widths)[index * (len(widths) - 1) // (NUM_WHOLE_MODELS - 1)]
-            self._add_model(f"model {index}", settings.num_layers, width, offset=index)
-
-    def _add_model(self, label: str, num_layers: int, width: int, *, offset: int) -> None:
-        names = list(self.blocks)
-        chosen = [names[(offset + index) % len(names)] for index in range(num_layers)]
-        # Layers of its own: in a model, no layer finds the weights of the one before in the cache.
-        layers = nn.ModuleList(self._block(name, width, self.heads[name][0]) for name in chosen)
-        model = copy.copy(self.shell)
-        model._modules = {**self.shell._modules, "elm": copy.copy(self.shell.elm)}
-        model.elm._modules = {**self.shell.elm._modules, "layers": layers}
-        self.calls[label] = lambda: model(input_ids=self.input_ids_BT, attention_mask=self.mask_BT)
-        self.models[label] = [entry_key(name, width, *self.heads[name]) for name in chosen]
-
-    def _block(self, name: str, width: int, num_heads: int) -> nn.Module:
-        head_dim = self.heads[name][1]
-        return self._ready(self.blocks[name](self.config, ffn_size=width, num_heads=num_heads, head_dim=head_dim))
-
-    def _ready(self, module: nn.Module) -> Any:
-        return module.to(self.condition.device, TORCH_DTYPES[self.condition.dtype]).eval()
-
-    def _layer_call(self, block: nn.Module) -> Call:
-        return lambda: block(self.hidden_BTD, self.mask, None, 0)
-
-    def _embed(self) -> Any:
-        return encode(self.shell.elm.embeddings, nn.ModuleList(), self.config, self.input_ids_BT, self.mask_BT)
-
-    def _classify(self) -> Any:
-        return self.shell.classifier(pool(self.hidden_BTD, self.mask_BT, self.config.classifier_pooling))
-
-
 @contextmanager
 def _quiet(condition: LatencyCondition, seed: int) -> Iterator[None]:
     """Threads pinned, no gradients, and a seeded generator that leaves torch's own as it was."""
-    if condition.runtime != "eager":
-        raise UserError(
-            f"latency runtime is {condition.runtime!r}; only 'eager' is measured here, bring a table for another one"
-        )
-    device = torch.device(condition.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"latency device is {condition.device!r}; this machine has no CUDA device")
-    with pinned_threads(condition.threads), torch.inference_mode(), torch.random.fork_rng():
+    require_runtime(condition)
+    with pinned_threads(condition.threads), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
-def _inputs(condition: LatencyCondition, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (condition.batch_size, condition.sequence_length)
-    input_ids_BT = torch.randint(vocab_size, shape).to(condition.device)
-    return input_ids_BT, torch.ones_like(input_ids_BT)
-
-
-def _model_call(model: nn.Module, condition: LatencyCondition) -> Call:
+def _model_part(model: nn.Module, condition: LatencyCondition) -> Part:
     measured = copy.deepcopy(model).to(condition.device, TORCH_DTYPES[condition.dtype]).eval()
     config: Any = model.config
-    input_ids_BT, mask_BT = _inputs(condition, config.vocab_size)
-    return lambda: measured(input_ids=input_ids_BT, attention_mask=mask_BT)
+    return Part(Model(measured), model_inputs(condition, config.vocab_size))
 
 
-def _one_layer_config(settings: SpaceSettings) -> ElmConfig:
-    config = copy.deepcopy(space_config(settings))
-    config.layers = config.layers[:1]
-    config.num_hidden_layers = 1
-    return config
+def time_calls(calls: Mapping[str, Call], condition: LatencyCondition, *, repeats: int, seed: int = 0) -> Rounds:
+    """Time calls side by side under a condition, in inference mode and with its threads.
+
+    A warning says when calls vary much or when most were preempted.
+
+    Example:
+        >>> time_calls({"one": lambda: model(ids_BT)}, LatencyCondition(), repeats=3).times_ms["one"]
+        [3.2, 3.1, 3.1]
+    """
+    watched = watch(threads=condition.threads, on_cpu=torch.device(condition.device).type == "cpu")
+    with pinned_threads(condition.threads), torch.inference_mode():
+        rounds = time_rounds(calls, repeats=repeats, seed=seed, watched=watched)
+    _warn_if_noisy(rounds, condition)
+    return rounds
 
 
 def _spread(widths: Sequence[int]) -> list[int]:
@@ -274,14 +209,27 @@ def _check_repeats(repeats: int) -> None:
         raise UserError(f"latency repeats is {repeats!r}; it must be at least 1")
 
 
-def _warn_if_noisy(measured: Mapping[str, tuple[float, float]], condition: LatencyCondition) -> None:
-    spread = statistics.median(iqr_ms / median_ms for median_ms, iqr_ms in measured.values())
+def _warn_if_noisy(rounds: Rounds, condition: LatencyCondition) -> None:
+    measured = [median_iqr(times) for times in rounds.times_ms.values()]
+    spread = statistics.median(iqr_ms / median_ms for median_ms, iqr_ms in measured)
     if spread > NOISY:
         logger.warning(
             "latencies under (%s) vary by %.0f %% from call to call: does other work run on this machine?",
             condition.describe(),
             100 * spread,
         )
+    if rounds.preempted_share > PREEMPTED:
+        logger.warning(
+            "other work took the processor during %.0f %% of the calls under (%s), however often they were repeated: "
+            "measure again on an idle machine",
+            100 * rounds.preempted_share,
+            condition.describe(),
+        )
+
+
+def _load() -> float | None:
+    """Processes that wanted a processor during the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _machine(condition: LatencyCondition) -> str:

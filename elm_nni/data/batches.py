@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from elm_nni.digest import derive_seed
 
 # Shape suffixes: B batch, T tokens, N samples.
+
+EVALUATION_BATCH = 64
 
 
 def _require(name: str, value: int, least: int) -> None:
@@ -248,6 +251,27 @@ class TaskRows(Dataset[dict[str, torch.Tensor]]):
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The padded batch of some rows, as ``collate`` makes it."""
         return self.collate([self[index] for index in indices])
+
+
+def evaluation_batches(
+    rows: TaskRows, name: str, indices: Sequence[int] | None = None
+) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """Length-sorted batches of all rows, or of those of ``indices``, each with its task's name.
+
+    Returns:
+        The batches, and the place of each of their rows among the rows asked for, (N,).
+    """
+    chosen = np.arange(len(rows)) if indices is None else np.asarray(indices, dtype=np.int64)
+    order = sorted_batches(rows.lengths[chosen], EVALUATION_BATCH)
+    batches = [{**rows.batch(chosen[places].tolist()), "task": name} for places in order]
+    return batches, torch.tensor([place for places in order for place in places])
+
+
+def in_row_order(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Undoes the sorting by length of :func:`evaluation_batches`."""
+    result = torch.empty_like(values)
+    result[order] = values
+    return result
 
 
 def _flat(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> NDArray:

@@ -50,6 +50,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def predictions_of(logits: ArrayLike, kind: Literal["classification", "regression"]) -> NDArray:
+    """Class ids (N,) of logits (N, C), or the values (N,) of a regression's (N, 1)."""
+    logits_NC = np.asarray(logits)
+    return logits_NC.argmax(-1) if kind == "classification" else logits_NC.squeeze(-1)
+
+
 def compute_metric(name: str, predictions: ArrayLike, labels: ArrayLike) -> float:
     """Score of predicted class ids or values against the labels; larger is better.
 

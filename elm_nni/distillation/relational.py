@@ -15,7 +15,7 @@ from elm_nni.distillation.features import Features
 from elm_nni.distillation.layer_map import layer_map
 from elm_nni.distillation.losses import mse_feature_loss, relational_feature_loss
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "relational": relational_feature_loss,
     "mse": mse_feature_loss,
 }
@@ -52,8 +52,8 @@ class FeatureDistiller(nn.Module):
         loss: Literal["relational", "mse"] = "relational",
     ) -> None:
         super().__init__()
-        if loss not in _LOSSES:
-            raise ValueError(f"loss={loss!r}: must be one of {sorted(_LOSSES)}")
+        if loss not in FEATURE_LOSSES:
+            raise ValueError(f"loss={loss!r}: must be one of {sorted(FEATURE_LOSSES)}")
         if not student_widths:
             raise ValueError(f"student_widths is empty: must have at least one of {_KINDS}")
         self.loss = loss
@@ -92,7 +92,7 @@ class FeatureDistiller(nn.Module):
         return losses
 
     def _sum(self, kind: str, sources: list[Tensor], targets: list[Tensor], mask_BT: Tensor | None) -> Tensor:
-        loss = _LOSSES[self.loss]
+        loss = FEATURE_LOSSES[self.loss]
         teacher_layers = layer_map(len(sources), len(targets))
         terms = [
             loss(self._project(kind, source_BTD), targets[layer], mask_BT)

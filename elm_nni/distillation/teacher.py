@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from elm_nni.data.offline import teacher_folder
 from elm_nni.distillation.attention_blocks import find_attention_blocks, find_layers
 from elm_nni.distillation.features import Features
 from elm_nni.distillation.packing import Unpacked, block_diagonal_mask, document_positions
@@ -65,13 +66,13 @@ class Teacher:
     def load(
         cls, name: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> Teacher:
-        """Load a model of the hub or of a local folder.
+        """Load a model of the hub or of a local folder; ``offline`` is the packaged all-MiniLM-L6-v2.
 
         Raises:
             UserError: nothing to load under that name, or a model that cannot teach.
         """
         try:
-            model = AutoModel.from_pretrained(str(name), dtype=dtype)
+            model = AutoModel.from_pretrained(teacher_folder() if name == "offline" else str(name), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}") from error
         return cls(model.to(device))

@@ -5,14 +5,11 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +20,13 @@ from torch import nn
 from transformers import AutoConfig
 
 from elm_nni import modeling
-from elm_nni.cost.timing import median_iqr, time_interleaved
+from elm_nni.cost.onnx_graph import PACKAGES, open_session, quantize_graph, require, write_graph
+from elm_nni.cost.timing import median_iqr, time_rounds, watch
 from elm_nni.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 MODEL_FILE, INT8_FILE, TOKENIZER_FILE, SCRIPT_FILE = "model.onnx", "model-int8.onnx", "tokenizer.json", "infer.py"
-INSTALL = 'pip install "elm-nni[onnx]"'
 # Architectures that can be exported, and the names of their outputs.
 OUTPUTS = {"ElmForSequenceClassification": "logits", "ElmModel": "last_hidden_state"}
 # Batch and length of the inputs that the files are checked with; those longer than the model allows are cut.
@@ -102,9 +99,8 @@ def export_onnx(
         >>> export_onnx("run/model", "run/model/onnx", int8=True).difference < 1e-4
         True
     """
-    onnx = _require("onnx")
-    _require("onnxscript")
-    _require("onnxruntime")
+    for name in PACKAGES:
+        require(name)
     source, target = Path(model_folder), Path(output)
     model = _load(source)
     try:
@@ -112,7 +108,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(dir=target) as scratch:
             # Under its final name only once it was found right.
             draft = Path(scratch) / MODEL_FILE
-            _write(onnx, model, draft, token_types)
+            _write(model, draft, token_types)
             difference, scale = _compare(model, draft, token_types)
             if not difference <= tolerance * max(1.0, scale):
                 raise UserError(
@@ -120,7 +116,7 @@ def export_onnx(
                 )
             int8_difference = None
             if int8:
-                _quantize(onnx, draft, Path(scratch) / INT8_FILE)
+                quantize_graph(draft, Path(scratch) / INT8_FILE)
                 int8_difference, _ = _compare(model, Path(scratch) / INT8_FILE, token_types)
                 (Path(scratch) / INT8_FILE).replace(target / INT8_FILE)
             draft.replace(target / MODEL_FILE)
@@ -171,7 +167,7 @@ def measure_onnx(
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"{name} is {value!r}; it must be at least 1")
-    session = _session(Path(path), threads)
+    session = open_session(Path(path), threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if "vocab_size" not in metadata:
         raise UserError(f"{path} was not written by export_onnx: it does not say its vocab_size")
@@ -181,7 +177,8 @@ def measure_onnx(
     ids_BT = rng.integers(int(metadata["vocab_size"]), size=(batch_size, sequence_length))
     values = {"input_ids": ids_BT, "attention_mask": np.ones_like(ids_BT), "token_type_ids": np.zeros_like(ids_BT)}
     inputs = {item.name: values[item.name] for item in session.get_inputs()}
-    return median_iqr(time_interleaved({"onnx": lambda: session.run(None, inputs)}, repeats=repeats, seed=seed)["onnx"])
+    calls = {"onnx": lambda: session.run(None, inputs)}
+    return median_iqr(time_rounds(calls, repeats=repeats, seed=seed, watched=watch(threads=threads)).times_ms["onnx"])
 
 
 class _Positional(nn.Module):
@@ -195,13 +192,6 @@ class _Positional(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
-
-
-def _require(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"ONNX export needs the package {name}; install it with: {INSTALL}") from error
 
 
 def _load(folder: Path) -> modeling.ElmPreTrainedModel:
@@ -220,49 +210,21 @@ def _load(folder: Path) -> modeling.ElmPreTrainedModel:
     return model.eval()
 
 
-def _write(onnx: Any, model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> None:
+def _write(model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> None:
     inputs = _inputs(model, 2, min(9, model.config.max_position_embeddings), token_types)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    wrapper = _Positional(model).eval()
-    with _silent(), torch.no_grad():
-        torch.onnx.export(
-            wrapper,
-            tuple(inputs.values()),
-            path,
-            input_names=list(inputs),
-            output_names=[OUTPUTS[type(model).__name__]],
-            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    proto = onnx.load(path)
-    # Stale shapes of intermediate values stop the quantiser, which rewrites the layers that they describe.
-    del proto.graph.value_info[:]
+    axes = {name: {0: "batch", 1: "length"} for name in inputs}
+    proto = write_graph(_Positional(model).eval(), inputs, axes, [OUTPUTS[type(model).__name__]], path)
     config = model.config
     labels = [config.id2label[index] for index in range(config.num_labels)]
     facts = {"labels": labels, "vocab_size": config.vocab_size, "max_length": config.max_position_embeddings}
+    onnx = require("onnx")
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
     onnx.save(proto, path)
 
 
-def _quantize(onnx: Any, source: Path, target: Path) -> None:
-    quantization = _require("onnxruntime.quantization")
-    prepared = source.with_name("prepared.onnx")
-    with _silent():
-        quantization.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        # The token table is most of a small model: it is read by Gather.
-        quantization.quantize_dynamic(
-            prepared,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            weight_type=quantization.QuantType.QInt8,
-        )
-
-
 def _compare(model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> tuple[float, float]:
     """Largest difference from PyTorch over ``CHECKED_SHAPES``, and the largest output; NaN where either has one."""
-    session = _session(path, 1)
+    session = open_session(path, 1)
     wrapper = _Positional(model)
     differences, scales = [], []
     for batch_size, length in CHECKED_SHAPES:
@@ -291,18 +253,6 @@ def _inputs(
     return inputs
 
 
-def _session(path: Path, threads: int) -> Any:
-    runtime = _require("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    try:
-        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # The runtime's errors have no common base of their own.
-        raise UserError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())}") from error
-
-
 def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel, model_file: str) -> Path | None:
     if not (source / TOKENIZER_FILE).is_file():
         return None
@@ -310,7 +260,7 @@ def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel
         shutil.copyfile(source / TOKENIZER_FILE, target / TOKENIZER_FILE)
     if type(model) is not modeling.ElmForSequenceClassification:
         return None
-    tokenizer = _require("tokenizers").Tokenizer.from_file(str(source / TOKENIZER_FILE))
+    tokenizer = require("tokenizers").Tokenizer.from_file(str(source / TOKENIZER_FILE))
     pad_id = model.config.pad_token_id or 0
     values: Mapping[str, Any] = {
         "model": model_file,
@@ -321,17 +271,3 @@ def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel
     script = target / SCRIPT_FILE
     script.write_text(SCRIPT.format(**values), encoding="utf-8")
     return script
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without the exporter's warnings about its own internals."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

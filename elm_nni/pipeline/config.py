@@ -96,6 +96,8 @@ class LatencyConfig:
     """The condition a latency holds under, and where its table comes from (``table``: a file; None: measured here)."""
 
     table: str | None = None
+    runtime: Literal["eager", "compile", "onnx", "onnx-int8"] = "eager"
+    dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 1
@@ -201,10 +203,14 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class SupernetConfig:
-    """The two supernet phases: distillation on text, then one random path a step on the tasks."""
+    """The two supernet phases: distillation on text, then one random path a step on the tasks.
+
+    ``probe_rows`` training and validation rows a task measure its progress after every epoch; 0 leaves that out.
+    """
 
     pretrain: TrainingConfig = field(default_factory=TrainingConfig)
     tasks: TrainingConfig = field(default_factory=lambda: TrainingConfig(lr=4e-4))
+    probe_rows: int = 512
 
 
 @dataclass(frozen=True)
@@ -298,6 +304,8 @@ def validate(config: Config) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
+    runtime = f"latency.runtime {config.latency.runtime}"
+    onnx = config.latency.runtime.startswith("onnx")
     checks: list[tuple[str, Any, bool, str]] = [
         ("growth.top_k", config.growth.top_k, config.growth.top_k >= 1, ">= 1"),
         ("growth.budget", config.growth.budget, config.growth.budget > 0, "> 0"),
@@ -311,6 +319,10 @@ def validate(config: Config) -> None:
         ("search.mutations", config.search.mutations, config.search.mutations >= 0, ">= 0"),
         ("search.crossovers", config.search.crossovers, config.search.crossovers >= 0, ">= 0"),
         ("search.validation_size", config.search.validation_size, config.search.validation_size >= 1, ">= 1"),
+        (
+            "supernet.probe_rows", config.supernet.probe_rows,
+            config.supernet.probe_rows == 0 or config.supernet.probe_rows >= 16, "0 or >= 16",
+        ),
         ("growth.every", config.growth.every, config.growth.every >= 1, ">= 1"),
         ("data.holdout_rows", config.data.holdout_rows, config.data.holdout_rows >= 1, ">= 1"),
         (
@@ -319,6 +331,11 @@ def validate(config: Config) -> None:
         ),
         ("data.limit_tokens", config.data.limit_tokens, (config.data.limit_tokens or 1) >= 1, ">= 1 or null"),
         ("latency.repeats", config.latency.repeats, config.latency.repeats >= 1, ">= 1"),
+        ("latency.threads", config.latency.threads, config.latency.threads >= 1, ">= 1"),
+        ("latency.batch_size", config.latency.batch_size, config.latency.batch_size >= 1, ">= 1"),
+        ("latency.sequence_length", config.latency.sequence_length, config.latency.sequence_length >= 1, ">= 1"),
+        ("latency.dtype", config.latency.dtype, not onnx or config.latency.dtype == "fp32", f"fp32 with {runtime}"),
+        ("latency.device", config.latency.device, not onnx or config.latency.device == "cpu", f"cpu with {runtime}"),
         ("export.int8", True, config.export.onnx or not config.export.int8, "false unless export.onnx is true"),
         ("search.generations", config.search.generations, config.search.generations >= 1, ">= 1"),
         ("data.sequence_length", config.data.sequence_length, config.data.sequence_length >= 8, ">= 8"),

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from elm_nni.cost.condition import LatencyCondition
-from elm_nni.data.batches import TaskRows, sorted_batches
+from elm_nni.data.batches import TaskRows
 from elm_nni.data.corpora import CorpusSpec, corpus_digest, corpus_texts, load_corpus
 from elm_nni.data.packing import PackedCorpus, pack_corpus, pack_source
 from elm_nni.data.rows import tokenizer_digest
 from elm_nni.data.sources import Rows
 from elm_nni.data.tasks import TASKS, Kind, TaskData, TaskSpec, find_task, load_task, split_search_validation
-from elm_nni.digest import derive_seed, digest, file_digest
+from elm_nni.digest import digest, file_digest
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config, TaskConfig
@@ -28,8 +26,6 @@ from elm_nni.pipeline.store import StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings, preset_settings
 
 logger = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -60,16 +56,18 @@ class Context:
 
     Args:
         log: called with an event name and plain values.
+        observe: called with every :class:`~elm_nni.pipeline.probe.Point` as it is measured.
     """
 
     config: Config
     store: StageStore
     log: Callable[..., None]
+    observe: Callable[[Any], None] = lambda point: None
 
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher in fp32."""
-        return Teacher.load(teacher_source(self.config.teacher.name), device=self.device)
+        return Teacher.load(self.config.teacher.name, device=self.device)
 
     @cached_property
     def device(self) -> str:
@@ -79,7 +77,7 @@ class Context:
         """The teacher in ``"fp32"`` or ``"bf16"``."""
         if precision == "fp32":
             return self.teacher
-        return Teacher.load(teacher_source(self.config.teacher.name), dtype=torch.bfloat16, device=self.device)
+        return Teacher.load(self.config.teacher.name, dtype=torch.bfloat16, device=self.device)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -164,8 +162,8 @@ def latency_condition(config: Config) -> LatencyCondition:
     """The condition that the limit and the table hold under."""
     latency = config.latency
     return LatencyCondition(
-        device=latency.device, threads=latency.threads, batch_size=latency.batch_size,
-        sequence_length=latency.sequence_length,
+        runtime=latency.runtime, dtype=latency.dtype, device=latency.device, threads=latency.threads,
+        batch_size=latency.batch_size, sequence_length=latency.sequence_length,
     )  # fmt: skip
 
 
@@ -176,15 +174,6 @@ def content_of(name: str) -> str:
         return file_digest(path)
     if path.is_dir():
         return digest({str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()})
-    return name
-
-
-def teacher_source(name: str) -> str:
-    """A hub name or folder; ``offline`` is the packaged teacher."""
-    if name == "offline":
-        from elm_nni.data.offline import teacher_folder
-
-        return str(teacher_folder())
     return name
 
 
@@ -209,19 +198,3 @@ def task_spec(task: TaskConfig) -> TaskSpec:
         return replace(spec, **changes)
     except ValueError as error:
         raise UserError(f"tasks.{task.name}: {error}") from error
-
-
-def evaluation_batches(
-    rows: TaskRows, name: str, batch_size: int = EVALUATION_BATCH
-) -> tuple[list[dict[str, Any]], Tensor]:
-    """Length-sorted batches of all rows, each with its task's name, and the row number of each prediction."""
-    order = sorted_batches(rows.lengths, batch_size)
-    return [{**rows.batch(indices), "task": name} for indices in order], torch.tensor([i for b in order for i in b])
-
-
-@contextmanager
-def seeded(seed: int, stage: str) -> Iterator[None]:
-    """Sets torch's generator from (seed, stage) inside the block and restores it after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, stage))
-        yield

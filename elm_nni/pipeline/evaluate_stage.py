@@ -10,25 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from elm_nni.cost.condition import LatencyCondition
-from elm_nni.cost.timing import median_iqr, pinned_threads, time_interleaved
-from elm_nni.data.batches import TaskRows
-from elm_nni.data.metrics import paired_bootstrap, tfidf_baseline
+from elm_nni.cost.layer_parts import Model
+from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
+from elm_nni.data.metrics import compute_metric, paired_bootstrap, predictions_of, tfidf_baseline
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
 from elm_nni.distillation.teacher import Teacher, half_depth
 from elm_nni.errors import UserError
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
-from elm_nni.pipeline.context import Context, Task, evaluation_batches
+from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.system_latency import SystemLatency, classifier_module, measure_systems
 from elm_nni.pipeline.teacher_stage import (
     Classifier,
-    in_row_order,
     linear_classifier,
     load_teacher_classifier,
-    predictions,
     score,
 )
 
@@ -37,14 +37,13 @@ logger = logging.getLogger(__name__)
 OURS, INT8, UNIFORM = "ELM (ours)", "ELM int8 ONNX", "uniform bert"
 TEACHER, HALF, TFIDF = "teacher + head", "teacher half depth", "TF-IDF + logistic regression"
 RESAMPLES = 10_000
-_LATENCY_REPEATS = 40
 
 Batch = dict[str, Any]
 
 
 @dataclass
 class System:
-    """One row of the table: how to predict each task, what it weighs, and one forward to time."""
+    """One row of the table: how to predict each task, what it weighs, and what to time: a module or an ONNX file."""
 
     name: str
     logits: dict[str, Callable[[Batch], Tensor]]
@@ -52,7 +51,8 @@ class System:
     params_outside_embeddings: int | None = None
     megabytes: float | None = None
     note: str = ""
-    forward: Callable[[Batch], Any] | None = None
+    module: nn.Module | None = None
+    file: Path | None = None
     results: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -67,7 +67,7 @@ def elm_system(name: str, folders: dict[str, Path], device: str, note: str = "")
     return System(
         name, {task: _torch_logits(model) for task, model in models.items()},
         params=sum(p.numel() for p in encoder.parameters()), params_outside_embeddings=outside,
-        megabytes=_megabytes(folders[first] / "model.safetensors"), note=note, forward=_torch_logits(models[first]),
+        megabytes=_megabytes(folders[first] / "model.safetensors"), note=note, module=Model(models[first]),
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def onnx_system(name: str, files: dict[str, Path], reference: System, threads: i
     return System(
         name, {task: _onnx_logits(session) for task, session in sessions.items()}, params=reference.params,
         params_outside_embeddings=reference.params_outside_embeddings, megabytes=_megabytes(files[first]), note=note,
-        forward=_onnx_logits(sessions[first]),
+        file=files[first],
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def teacher_system(name: str, classifiers: dict[str, Classifier], device: str, n
         name, {task: _classifier_logits(classifier) for task, classifier in classifiers.items()},
         params=teacher.num_parameters, params_outside_embeddings=teacher.num_parameters - inside,
         megabytes=round(teacher.num_parameters * 4 / 2**20, 2), note=note,
-        forward=_classifier_logits(next(iter(classifiers.values()))),
+        module=classifier_module(next(iter(classifiers.values()))),
     )  # fmt: skip
 
 
@@ -117,23 +117,26 @@ def build_evaluate(
     note = f"{context.teacher.num_layers} layers, {config.teacher.head} head"
     systems.append(teacher_system(TEACHER, heads, device, note))
     if config.baselines.half_teacher and (cut := _half_depth(context.teacher)) is not None:
-        note = f"first {cut.num_layers} layers, refitted linear head"
+        note = f"first {cut.num_layers} layer{'' if cut.num_layers == 1 else 's'}, refitted linear head"
         systems.append(teacher_system(HALF, _linear_heads(context, cut), device, note))
     rows = {name: context.test_rows(name) for name in context.tasks}
     for system in systems:
         system.results = {name: _predict(system.logits[name], rows[name], name) for name in context.tasks}
     table = [_row(system, context.tasks, rows) for system in systems]
-    times = _measure(systems, condition, context)
+    times = measure_systems(
+        {system.name: system.module for system in systems if system.module is not None},
+        {system.name: system.file for system in systems if system.file is not None},
+        condition, context.settings.vocab_size,
+    )  # fmt: skip
     for line in table:
-        line["latency_ms"], line["latency_iqr_ms"] = times[line["name"]]
-        line["condition"] = _condition(line["name"], condition)
-    comparison = None
-    if config.baselines.tfidf:
-        found, comparison = _tfidf(context, rows, systems[0])
-        if found:
-            table.append(found)
+        _add_latency(line, times[line["name"]])
+    tfidf = _tfidf(context) if config.baselines.tfidf else {}
+    if tfidf:
+        table.append(_tfidf_row(tfidf, context.tasks, rows))
+    comparisons = _comparisons(systems, tfidf, context, rows)
     write_json(folder / "evaluation.json", {
-        "systems": table, "comparison": comparison,
+        "systems": table, "comparisons": comparisons,
+        "comparison": next((one for one in comparisons if one["against"] == TFIDF), None),
         "tasks": {
             name: {"metric": task.data.metric, "value": table[0]["tasks"][name], "split": "test", "n": len(rows[name])}
             for name, task in context.tasks.items()
@@ -151,36 +154,49 @@ def _row(system: System, tasks: dict[str, Task], rows: dict[str, TaskRows]) -> d
     }  # fmt: skip
 
 
-def _tfidf(
-    context: Context, rows: dict[str, TaskRows], ours: System
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """TF-IDF on the same training and test rows, and the paired bootstrap of the first classification task."""
-    scores, comparison = {}, None
+def _tfidf(context: Context) -> dict[str, NDArray[np.int64]]:
+    """Task name to the class ids (N,) that TF-IDF, fitted on the same training rows, gives the test rows."""
+    found = {}
     for name, task in context.tasks.items():
-        if task.kind != "classification" or task.data.is_pair:
-            continue
-        train = task.data.train
-        found = tfidf_baseline(list(train["text"]), list(train["label"]), list(task.data.test["text"]))
-        labels = rows[name].labels.numpy()
-        scores[name] = float(
-            score(task, torch.nn.functional.one_hot(torch.from_numpy(found), task.num_outputs), rows[name].labels)
-        )
-        if comparison is None:
-            mine = predictions(ours.results[name], task.kind).numpy()
-            difference, low, high = paired_bootstrap(
-                mine == labels, found == labels, resamples=RESAMPLES, seed=derive_seed(context.config.seed, "bootstrap")
-            )
-            comparison = {
-                "against": TFIDF, "task": name, "difference": difference, "low": low, "high": high,
-                "resamples": RESAMPLES, "n": len(labels),
-            }  # fmt: skip
-    if not scores:
-        return None, None
-    row = {
+        if task.kind == "classification" and not task.data.is_pair:
+            train = task.data.train
+            found[name] = tfidf_baseline(list(train["text"]), list(train["label"]), list(task.data.test["text"]))
+    return found
+
+
+def _tfidf_row(
+    found: dict[str, NDArray[np.int64]], tasks: dict[str, Task], rows: dict[str, TaskRows]
+) -> dict[str, Any]:
+    scores = {
+        name: compute_metric(tasks[name].data.metric, classes_N, rows[name].labels.numpy())
+        for name, classes_N in found.items()
+    }
+    return {
         "name": TFIDF, "params": None, "params_outside_embeddings": None, "megabytes": None, "latency_ms": None,
         "latency_iqr_ms": None, "condition": "", "note": "fitted in this run on the same rows", "tasks": scores,
     }  # fmt: skip
-    return row, comparison
+
+
+def _comparisons(
+    systems: list[System], tfidf: dict[str, NDArray[np.int64]], context: Context, rows: dict[str, TaskRows]
+) -> list[dict[str, Any]]:
+    """Paired bootstrap of ours minus each other system in accuracy, for every classification task."""
+    found = []
+    seed = derive_seed(context.config.seed, "bootstrap")
+    for name, task in context.tasks.items():
+        if task.kind != "classification":
+            continue
+        labels_N = rows[name].labels.numpy()
+        classes = {one.name: predictions_of(one.results[name], task.kind) for one in systems if one.name != INT8}
+        classes |= {TFIDF: tfidf[name]} if name in tfidf else {}
+        ours_N = classes.pop(OURS) == labels_N
+        for against, classes_N in classes.items():
+            difference, low, high = paired_bootstrap(ours_N, classes_N == labels_N, resamples=RESAMPLES, seed=seed)
+            found.append({
+                "against": against, "task": name, "metric": "accuracy", "difference": difference, "low": low,
+                "high": high, "resamples": RESAMPLES, "n": len(labels_N),
+            })  # fmt: skip
+    return found
 
 
 def _half_depth(teacher: Teacher) -> Teacher | None:
@@ -195,24 +211,10 @@ def _linear_heads(context: Context, teacher: Teacher) -> dict[str, Classifier]:
     return {name: linear_classifier(teacher, task, context.config.seed)[0] for name, task in context.tasks.items()}
 
 
-def _measure(
-    systems: list[System], condition: LatencyCondition, context: Context
-) -> dict[str, tuple[float | None, float | None]]:
-    ids = torch.randint(
-        5, min(1000, context.settings.vocab_size), (condition.batch_size, condition.sequence_length),
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    timed = {system.name: (lambda forward=system.forward: forward(batch)) for system in systems if system.forward}
-    with pinned_threads(condition.threads):
-        times = time_interleaved(timed, repeats=_LATENCY_REPEATS)
-    found: dict[str, tuple[float | None, float | None]] = {name: median_iqr(values) for name, values in times.items()}
-    return {system.name: found.get(system.name, (None, None)) for system in systems}
-
-
-def _condition(name: str, condition: LatencyCondition) -> str:
-    text = condition.describe()
-    return text.replace("eager fp32", "onnx-int8") if name == INT8 else text
+def _add_latency(line: dict[str, Any], found: SystemLatency) -> None:
+    line["latency_ms"], line["latency_iqr_ms"], line["condition"] = found.median_ms, found.iqr_ms, found.condition
+    if found.reason:
+        line["note"] = "; ".join(filter(None, [line["note"], f"latency not measured: {found.reason}"]))
 
 
 def _predict(logits_of: Callable[[Batch], Tensor], rows: TaskRows, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from elm_nni.pipeline import latency_stage, precision, supernet_stage, teacher_s
 from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, TrainingConfig
 from elm_nni.pipeline.context import Context
-from elm_nni.pipeline.search_stage import check_reachable
+from elm_nni.pipeline.search_stage import check_reachable, max_evaluations
 from elm_nni.pipeline.store import StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings
 
@@ -77,7 +77,7 @@ def _seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[str, int, f
         return training.steps * training.batch_size * config.data.sequence_length * per_token
 
     search = config.search
-    evaluations = search.population + (search.generations - 1) * (search.mutations + search.crossovers)
+    evaluations = max_evaluations(search)
     task_rows = evaluations * search.validation_size * config.data.sequence_length * _TASK_SHARE
     trained = 1 + config.baselines.uniform
     retrain, tasks = config.retrain, len(config.tasks)

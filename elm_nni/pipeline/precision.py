@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from elm_nni.cost.timing import median_iqr, time_interleaved
-from elm_nni.pipeline.context import Context, seeded
-from elm_nni.pipeline.modules import TextDistillation, inputs_of, on_device
+from elm_nni.distillation.student import inputs_of
+from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.modules import TextDistillation, on_device
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.supernet_stage import make_space
+from elm_nni.seeding import seeded
 from elm_nni.strategies.one_shot import set_path, to_supernet
 
 _REPEATS, _ROWS = 3, 8
@@ -58,11 +60,9 @@ def build_precision(context: Context, folder: Path) -> None:
     features = forwards["fp32"]()
 
     def step(bf16: bool) -> None:
-        with torch.autocast(context.device, dtype=torch.bfloat16, enabled=bf16), module.features.taps as taps:
-            taps.clear()
-            module.model(**known)
-            loss = module.distiller(module.features.read(), features, known["attention_mask"])["total"]
-            taps.clear()
+        with torch.autocast(context.device, dtype=torch.bfloat16, enabled=bf16):
+            _, student = module.distiller.record(lambda: module.model(**known))
+            loss = module.distiller(student, features, known["attention_mask"])["total"]
         loss.backward()
         module.zero_grad(set_to_none=True)
 

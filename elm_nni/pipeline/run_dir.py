@@ -14,6 +14,7 @@ import yaml
 
 from elm_nni.digest import digest
 from elm_nni.errors import UserError
+from elm_nni.files import write_text
 from elm_nni.pipeline.config import Config
 from elm_nni.pipeline.store import StageResult, write_json
 
@@ -90,9 +91,7 @@ class RunDirectory:
         # folders of runs for several latency limits may lie here
         if any(not entry.name.startswith((".config", "latency-")) for entry in self.path.iterdir()):
             raise UserError(f"run directory {self.path} holds other files; give an empty or new one")
-        partial = self.path / f".{CONFIG}.partial"
-        partial.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
-        os.replace(partial, file)
+        write_text(file, yaml.safe_dump(wanted, sort_keys=False))
 
     def _load_stages(self) -> None:
         state = self.path / STATE

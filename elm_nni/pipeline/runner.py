@@ -26,11 +26,13 @@ from elm_nni.pipeline import (
 )
 from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, validate
-from elm_nni.pipeline.context import Context, latency_condition, seeded
+from elm_nni.pipeline.context import Context, latency_condition
 from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
+from elm_nni.pipeline.probe import Point, read_points
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
 from elm_nni.pipeline.store import StageResult, StageStore, versions, write_json
 from elm_nni.search_spaces.architecture import architecture_digest
+from elm_nni.seeding import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Run:
         store: where stages live.
         directory: where the run's own files are; opened or made here.
         announce: called with the name and result of each stage when it is finished.
+        observe: called with the validation metric of each supernet epoch and each generation, once and in order, those
+            of stages that were found included.
 
     Raises:
         UserError: the directory is of another configuration or cannot be written.
@@ -57,13 +61,16 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, store: StageStore, directory: Path, announce: Announce = lambda name, result: None
-    ) -> None:
+        self, config: Config, store: StageStore, directory: Path, announce: Announce = lambda name, result: None,
+        observe: Callable[[Point], None] = lambda point: None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.directory = RunDirectory(directory, config)
-        self.context = Context(config, store, self.directory.log)
+        self.context = Context(config, store, self.directory.log, self._observe)
+        self._observer, self._observed = observe, set[tuple[str, int]]()
         self.announce = announce
         self._finished: dict[str, StageResult] = {}
+        self._checked = False
 
     @property
     def trained(self) -> bool:
@@ -97,9 +104,12 @@ class Run:
         return latency_stage.load_latency(result.folder)
 
     def check(self) -> None:
-        """Everything that can be refused before training: data, tasks, vocabulary, limits, growth."""
+        """Everything that can be refused before training, looked at once: data, tasks, vocabulary, limits, growth."""
+        if self._checked:
+            return
         check_inputs(self.context)
         search_stage.check_reachable(self.context, self.latency(), self.config.limits)
+        self._checked = True
 
     def teacher(self) -> StageResult:
         """Teacher heads and logits."""
@@ -116,6 +126,7 @@ class Run:
         result = self._stage(
             "supernet", inputs, lambda folder: supernet_stage.build_supernet(self.context, folder, chosen), "supernet"
         )
+        self._observe_all(result)
         if (result.folder / supernet_stage.GROWTH).exists():
             self.directory.link(supernet_stage.GROWTH, result.folder / supernet_stage.GROWTH)
         return result
@@ -125,23 +136,27 @@ class Run:
         self.check()
         teacher, supernet, chosen = self.teacher(), self.supernet(), self.precision()
         inputs = supernet_stage.supernet_tasks_inputs(self.context, supernet.digest, teacher.digest, chosen)
-        return self._stage(
+        result = self._stage(
             "supernet_tasks", inputs,
             lambda folder: supernet_stage.build_supernet_tasks(
                 self.context, folder, supernet.folder, teacher.folder, chosen
             ),
             "supernet_tasks",
         )  # fmt: skip
+        self._observe_all(result)
+        return result
 
     def search(self) -> StageResult:
         """The winner of the evolution under the limits."""
         supernet, table = self.supernet_tasks(), self.latency()
         inputs = search_stage.search_inputs(self.context, supernet.digest, table, self.config.limits)
-        return self._stage(
+        result = self._stage(
             "search", inputs,
             lambda folder: search_stage.build_search(self.context, folder, supernet.folder, table, self.config.limits),
             "search",
         )  # fmt: skip
+        self._observe_all(result)
+        return result
 
     def prune(self) -> StageResult:
         """The winner after the head step."""
@@ -257,6 +272,16 @@ class Run:
     def results(self) -> dict[str, Any]:
         """``results.json`` of a run that was evaluated."""
         return json.loads((self.directory.path / RESULTS).read_text(encoding="utf-8"))
+
+    def _observe(self, point: Point) -> None:
+        if (point.phase, point.step) not in self._observed:
+            self._observed.add((point.phase, point.step))
+            self._observer(point)
+
+    def _observe_all(self, result: StageResult) -> None:
+        """Tells the points of a stage that was found, or those before a resume."""
+        for point in read_points(self.context, result.folder):
+            self._observe(point)
 
     def _stage(
         self, name: str, inputs: dict[str, Any], builder: Callable[[Path], None], link: str | None = None,

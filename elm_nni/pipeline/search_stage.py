@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
+from tqdm import tqdm
 
+from elm_nni.analysis.pareto import non_dominated
 from elm_nni.cost.latency_table import LatencyTable, cheapest
 from elm_nni.cost.parameters import count_parameters, extreme_architecture, parameters_outside_embeddings
+from elm_nni.data.batches import evaluation_batches, in_row_order
+from elm_nni.distillation.student import inputs_of
 from elm_nni.errors import UserError
 from elm_nni.modeling.modeling_elm import ElmModel
-from elm_nni.pipeline.config import LimitsConfig
-from elm_nni.pipeline.context import Context, Task, evaluation_batches
-from elm_nni.pipeline.modules import TaskTraining, inputs_of, predict
+from elm_nni.pipeline.config import LimitsConfig, SearchConfig
+from elm_nni.pipeline.context import Context, Task
+from elm_nni.pipeline.modules import TaskTraining, predict
+from elm_nni.pipeline.probe import ProbeRecorder
 from elm_nni.pipeline.store import append_json_line, read_json_lines, write_json
-from elm_nni.pipeline.supernet_stage import HEADS, load_supernet, load_widths
-from elm_nni.pipeline.teacher_stage import in_row_order, score
-from elm_nni.report.pareto import non_dominated
+from elm_nni.pipeline.supernet_stage import load_supernet, load_widths
+from elm_nni.pipeline.teacher_stage import score
 from elm_nni.search_spaces.architecture import cell_name, chosen_blocks, layer_label
 from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
 from elm_nni.strategies.head_pruning import CkaHeadPruner
 from elm_nni.strategies.one_shot import set_path
+from elm_nni.strategies.supernet_files import HEADS
 
 HISTORY, SUMMARY, PARETO = "history.jsonl", "summary.json", "pareto.json"
 
@@ -82,18 +90,21 @@ def build_search(
     )  # fmt: skip
     known = {line["digest"]: line["metric"] for line in read_json_lines(folder / HISTORY)}
     lines: list[dict[str, Any]] = []
-    generation = 0
-    while (individual := evolution.ask()) is not None:
-        metric = known.get(individual.digest)
-        line = history_line(context, individual, metric if metric is not None else scorer(individual.sample), table)
-        if metric is None:
-            append_json_line(folder / HISTORY, line)
-        evolution.tell(individual, line["metric"])
-        lines.append(line)
-        if individual.generation != generation:
-            generation = individual.generation
-            context.log("generation", generation=generation, evaluated=len(lines), best=evolution.best[0])
+    recorder, generation = ProbeRecorder(context, space, folder, "search"), 0
+    with SearchProgress(max_evaluations(search), context.log) as progress:
+        while (individual := evolution.ask()) is not None:
+            if individual.generation != generation:
+                recorder.record(generation, samples=[evolution.best[1].sample])
+                generation = individual.generation
+            metric = known.get(individual.digest)
+            line = history_line(context, individual, metric if metric is not None else scorer(individual.sample), table)
+            if metric is None:
+                append_json_line(folder / HISTORY, line)
+            evolution.tell(individual, line["metric"])
+            lines.append(line)
+            progress.step(individual.generation, line["metric"], known=metric is not None)
     metric, best = evolution.best
+    recorder.record(generation, samples=[best.sample])
     counts = constraints.counts
     write_json(folder / PARETO, pareto_lines(lines))
     write_json(
@@ -104,6 +115,58 @@ def build_search(
             "best": history_line(context, best, metric, table),
         },
     )  # fmt: skip
+
+
+def max_evaluations(search: SearchConfig) -> int:
+    """The most architectures that a search evaluates; a small space gives out earlier."""
+    return search.population + (search.generations - 1) * (search.mutations + search.crossovers)
+
+
+class SearchProgress:
+    """Writes a line for every generation to a log function and, where stderr is a terminal, draws a bar.
+
+    Args:
+        total: the most evaluations that can come.
+        log: called with an event name and plain values at the end of each generation. A generation that was read from
+            the history is not told again.
+        clock: seconds.
+    """
+
+    def __init__(self, total: int, log: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.write, self._clock = total, log, clock
+        self._start = self._now = clock()
+        self._generation = self._evaluated = self._measured = self._told = 0
+        self._best = -math.inf
+        self._bar = tqdm(total=total, desc="search", unit="model", file=sys.stderr, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> SearchProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._tell()
+        self._bar.close()
+
+    def step(self, generation: int, metric: float, *, known: bool) -> None:
+        """Counts one architecture; a ``known`` one was not evaluated now and does not count for the rate."""
+        if generation != self._generation:
+            self._tell()
+            self._generation = generation
+        self._now = self._clock()
+        self._evaluated += 1
+        self._measured += not known
+        self._best = max(self._best, metric)
+        self._bar.update()
+
+    def _tell(self) -> None:
+        if self._measured == self._told:
+            return
+        self._told = self._measured
+        rate = self._measured / max(self._now - self._start, 1e-9)
+        self.write(
+            "generation", generation=self._generation, evaluated=self._evaluated, of=self.total, best=self._best,
+            evaluations_per_second=round(rate, 2), seconds_left=round((self.total - self._evaluated) / rate),
+        )  # fmt: skip
 
 
 def history_line(context: Context, individual: Individual, metric: float, table: LatencyTable | None) -> dict[str, Any]:

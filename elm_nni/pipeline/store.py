@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from elm_nni.digest import digest
 from elm_nni.errors import UserError
+from elm_nni.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ class StageResult:
     seconds: float
     peak_memory_mb: float
     cached: bool
-
-
-def default_store() -> Path:
-    """``ELM_NNI_STORE``, else the user's cache folder."""
-    return Path(os.environ.get("ELM_NNI_STORE") or user_cache_path("elm_nni") / "stages")
 
 
 def versions() -> dict[str, str]:
@@ -134,10 +129,13 @@ class StageStore:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under another name and renames it, so that no reader sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True, default=_plain), encoding="utf-8")
-    os.replace(partial, path)
+    """Writes JSON, replacing the file as a whole. Keys keep their order, which for stages and tasks has a meaning.
+
+    Raises:
+        UserError: the folder cannot be written, or is full.
+        TypeError: a value that JSON has no form for; the file stays as it was.
+    """
+    write_text(path, json.dumps(value, indent=1, default=_plain))
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:

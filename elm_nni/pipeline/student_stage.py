@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from elm_nni.data.batches import evaluation_batches, in_row_order
 from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification, ElmModel
-from elm_nni.pipeline.context import Context, Task, evaluation_batches, seeded
+from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation, on_device, predict
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.supernet_stage import start_token_table, task_batches, text_batches
-from elm_nni.pipeline.teacher_stage import in_row_order, score
+from elm_nni.pipeline.teacher_stage import score
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.architecture import shared_config
+from elm_nni.seeding import seeded
 
 WEIGHTS = "encoder.safetensors"
 

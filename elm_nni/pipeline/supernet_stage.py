@@ -18,17 +18,20 @@ from elm_nni.digest import derive_seed
 from elm_nni.distillation.table import svd_token_table
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import TrainingConfig
-from elm_nni.pipeline.context import Context, Task, seeded
+from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation
+from elm_nni.pipeline.probe import ProbeRecorder
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.teacher_stage import load_teacher_logits
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.space import ElmSpace
+from elm_nni.seeding import seeded
 from elm_nni.strategies.growth import GrowthRecord, PcaGrowth
 from elm_nni.strategies.growth_callback import GrowthCallback
 from elm_nni.strategies.one_shot import ElmOneShot
+from elm_nni.strategies.supernet_files import HEADS, WEIGHTS
 
-WEIGHTS, WIDTHS, GROWTH, HEADS = "supernet.safetensors", "widths.json", "growth.jsonl", "heads.safetensors"
+WIDTHS, GROWTH = "widths.json", "growth.jsonl"
 
 
 def supernet_inputs(context: Context, precision: dict[str, str]) -> dict[str, Any]:
@@ -55,12 +58,12 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
     space = make_space(context)
     strategy = ElmOneShot(seed=config.seed, stage="supernet")
     strategy.mutate_model(space)
-    callbacks = []
+    callbacks, chunks = [], 1
     if config.growth.enabled:
-        growth = make_growth(context, space)
+        growth, chunks = make_growth(context, space), config.growth.epoch_steps // training.checkpoint_every
         callbacks.append(
             GrowthCallback(
-                growth, every_n_epochs=config.growth.epoch_steps // training.checkpoint_every,
+                growth, every_n_epochs=chunks,
                 on_record=lambda record: context.log(
                     "growth", events=len(record.events), budget_left=record.budget - record.cost
                 ),
@@ -74,9 +77,9 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
         strategy.configure_oneshot_module(module), text_batches(context, training, "supernet"), training,
         folder=folder / "checkpoints", seed=config.seed, stage="supernet", precision=precision["student"],
         log=context.log, callbacks=callbacks,
+        on_epoch=ProbeRecorder(context, space, folder, "supernet").every(chunks),
     )  # fmt: skip
     if config.growth.enabled:
-        chunks = config.growth.epoch_steps // training.checkpoint_every
         per_epoch = [losses[start : start + chunks] for start in range(0, len(losses), chunks)]
         lines = [json.dumps(_growth_line(record, per_epoch[record.epoch]), sort_keys=True) for record in growth.history]
         (folder / GROWTH).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -111,7 +114,7 @@ def build_supernet_tasks(
         strategy.configure_oneshot_module(module),
         task_batches(list(context.tasks.values()), teacher, training, config.seed, "supernet-tasks"), training,
         folder=folder / "checkpoints", seed=config.seed, stage="supernet-tasks", precision=precision["student"],
-        log=context.log,
+        log=context.log, on_epoch=ProbeRecorder(context, space, folder, "supernet_tasks").every(1),
     )  # fmt: skip
     _save(space, folder)
     save_file({name: value.contiguous() for name, value in module.heads.state_dict().items()}, folder / HEADS)

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elm_nni.data.batches import TaskRows
-from elm_nni.data.metrics import compute_metric
-from elm_nni.data.tasks import Kind
+from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
+from elm_nni.data.metrics import compute_metric, predictions_of
 from elm_nni.distillation.fine_tuned import FineTunedClassifier, fine_tune_teacher, load_classifier
 from elm_nni.distillation.heads import LinearHead, TeacherClassifier, fit_linear_head, mean_pool
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
-from elm_nni.pipeline.context import Context, Task, content_of, evaluation_batches
+from elm_nni.pipeline.context import Context, Task, content_of
 from elm_nni.pipeline.store import write_json
 
 logger = logging.getLogger(__name__)
@@ -96,21 +95,9 @@ def _pooled(teacher: Teacher, batch: dict[str, Any]) -> Tensor:
     return mean_pool(features.hidden[-1], mask_BT).float().cpu()
 
 
-def in_row_order(values: Tensor, order: Tensor) -> Tensor:
-    """Undoes the sorting by length of :func:`evaluation_batches`."""
-    result = torch.empty_like(values)
-    result[order] = values
-    return result
-
-
-def predictions(logits_NC: Tensor, kind: Kind) -> Tensor:
-    """Class ids (N,), or values (N,) of a regression."""
-    return logits_NC.argmax(-1) if kind == "classification" else logits_NC.squeeze(-1)
-
-
 def score(task: Task, logits_NC: Tensor, labels_N: Tensor) -> float:
     """The task's main metric."""
-    return compute_metric(task.data.metric, predictions(logits_NC, task.kind).numpy(), labels_N.numpy())
+    return compute_metric(task.data.metric, predictions_of(logits_NC, task.kind), labels_N.numpy())
 
 
 def _fine_tuned_classifier(context: Context, task: Task, folder: Path) -> FineTunedClassifier:

@@ -15,38 +15,21 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from elm_nni.digest import derive_seed
 from elm_nni.pipeline.checkpoint import EpochCheckpoint, TreeCheckpointIO, latest
 from elm_nni.pipeline.config import TrainingConfig
+from elm_nni.training import SeededSteps
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-
-
-class SeededSteps(Callback):
-    """Sets torch's generator at each batch start from (seed, stage, step) and restores it after: dropout reads it."""
-
-    def __init__(self, seed: int, stage: str) -> None:
-        self.seed, self.stage = seed, stage
-        self._outer: Tensor | None = None
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._outer = torch.get_rng_state()
-        torch.manual_seed(derive_seed(self.seed, self.stage, trainer.global_step))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._outer is not None
-        torch.set_rng_state(self._outer)
+EpochEnd = Callable[[int, int, float], None]
 
 
 class Progress(Callback):
     """Writes the mean loss of every epoch, its rate and the time left to a log function."""
 
-    def __init__(self, total: int, log: Callable[..., None]) -> None:
-        self.total, self.write = total, log
+    def __init__(self, total: int, log: Callable[..., None], on_epoch: EpochEnd) -> None:
+        self.total, self.write, self.on_epoch = total, log, on_epoch
         self.history: list[float] = []
         self._losses: list[Tensor] = []
         self._start = 0.0
@@ -69,6 +52,7 @@ class Progress(Callback):
             "epoch", step=trainer.global_step, of=self.total, loss=self.history[-1],
             steps_per_second=round(rate, 2), seconds_left=round(left),
         )  # fmt: skip
+        self.on_epoch(trainer.current_epoch + 1, trainer.global_step, self.history[-1])
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -102,28 +86,6 @@ class _Chunk(Sampler[int]):
         yield from range(start, min(start + self.chunk, self.total))
 
 
-def warmup_then_linear(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
-    """Learning-rate schedule: linear warm-up over a share of the steps, then linear to zero."""
-    rise = max(1, round(steps * warmup))
-
-    def factor(step: int) -> float:
-        return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def optimizer_and_schedule(module: torch.nn.Module, config: TrainingConfig) -> dict[str, Any]:
-    """AdamW without decay on biases and norms, and :func:`warmup_then_linear`, in Lightning's form."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr)
-    schedule = warmup_then_linear(optimizer, config.steps, config.warmup)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
 def fit(
     module: LightningModule,
     batch_of: Callable[[int], Batch],
@@ -135,6 +97,7 @@ def fit(
     precision: str,
     log: Callable[..., None],
     callbacks: Sequence[Callback] = (),
+    on_epoch: EpochEnd = lambda epoch, step, loss: None,
 ) -> list[float]:
     """Trains ``module`` for ``config.steps`` steps, going on from the newest checkpoint in ``folder``.
 
@@ -143,11 +106,13 @@ def fit(
         folder: where checkpoints live; one is written every ``config.checkpoint_every`` steps.
         precision: ``"fp32"`` or ``"bf16"`` (mixed).
         log: called with an event name and values once an epoch.
+        on_epoch: called at the end of an epoch, before its checkpoint is written, with the number of the epoch (from
+            1), the steps so far and the mean loss.
 
     Returns:
         The mean loss of each epoch (``checkpoint_every`` steps), those before a resume included.
     """
-    progress = Progress(config.steps, log)
+    progress = Progress(config.steps, log, on_epoch)
     trainer = Trainer(
         max_steps=config.steps, max_epochs=-1, logger=False, devices=1,
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
@@ -159,6 +124,8 @@ def fit(
     )  # fmt: skip
     sampler = _Chunk(lambda: trainer.global_step, config.checkpoint_every, config.steps)
     loader = DataLoader(_Steps(batch_of, config.steps), batch_size=None, sampler=sampler)
+    # from_pretrained hands out models in eval mode, and Lightning would leave their dropout off
+    module.train()
     checkpoint = latest(folder)
     if checkpoint is not None:
         logger.info("%s goes on from %s", stage, checkpoint.name)

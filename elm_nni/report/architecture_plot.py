@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 
-from elm_nni.report.load import HeadPruning, Layer, Results
+from elm_nni.report.head_files import HeadPruning
+from elm_nni.report.result_files import Layer, Results
 from elm_nni.report.style import BLUE, GREY, INK, PALE, VERMILION, block_colours, new_figure, styled, text_colour
 from elm_nni.report.text import short_count
 

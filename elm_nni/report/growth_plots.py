@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from elm_nni.report.load import GrowthEpoch, parse_cell
+from elm_nni.report.growth_files import GrowthEpoch, parse_cell
 from elm_nni.report.style import BLUE, GREEN, GREY, PALE, SEQUENTIAL, VERMILION, Shades, new_figure, styled, text_colour
 from elm_nni.report.text import short_count
 

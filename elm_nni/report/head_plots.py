@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from elm_nni.report.load import HeadLayer, HeadPruning
+from elm_nni.report.head_files import HeadLayer, HeadPruning
 from elm_nni.report.style import GREY, INK, PALE, SEQUENTIAL, VERMILION, Shades, new_figure, styled, text_colour
 
 NUM_COLUMNS = 3

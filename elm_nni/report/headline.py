@@ -1,4 +1,4 @@
-"""What a run amounts to, in sentences: what is kept of the teacher, what it costs, and what ours loses against."""
+"""What a run amounts to, in sentences: what is kept of the teacher, what it costs, what the intervals support."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from elm_nni.report.load import Comparison, Results, System
+from elm_nni.report.result_files import Comparison, Results, System, Verdict
 from elm_nni.report.text import factor, milliseconds, percent, quality, short_count, signed
 
 OURS = "ELM (ours)"
@@ -36,17 +36,20 @@ class Headline:
 def build_headline(results: Results) -> Headline:
     """Builds the sentences from ``results.json`` alone. All metrics count as higher is better.
 
+    A system counts as ahead or behind only where a paired bootstrap interval of the difference excludes zero; without
+    an interval the two numbers stand without a verdict.
+
     Example:
         >>> build_headline(load_run(Path("runs/nano")).results).title  # doctest: +SKIP
         'ELM (ours) keeps 98.1 % of the quality of its teacher at 4.20× the speed.'
     """
     ours, teacher = find_system(results, OURS), find_system(results, TEACHER)
     rivals = _rivals(results)
-    lost = [rival.name for rival in rivals if ours and _lost_tasks(ours, rival)]
-    duels = () if ours is None else _against(results, ours, rivals)
+    behind = [rival.name for rival in rivals if any(one.verdict == "behind" for one in _intervals(results, rival.name))]
+    open_pairs = () if ours is None else _without_interval(results, ours, rivals)
     return Headline(
-        title=_title(results, ours, teacher, lost),
-        statements=(*_limits(results), *duels, *_interval(results.comparison)),
+        title=_title(results, ours, teacher, behind),
+        statements=(*_limits(results), *_compared(results, ours), *open_pairs),
     )
 
 
@@ -72,7 +75,7 @@ def speed_up(system: System, teacher: System | None) -> float | None:
     return teacher.latency_ms / system.latency_ms
 
 
-def _title(results: Results, ours: System | None, teacher: System | None, lost: list[str]) -> str:
+def _title(results: Results, ours: System | None, teacher: System | None, behind: list[str]) -> str:
     if ours is None:
         return f"The model has {short_count(results.params)} parameters; it was not compared with other systems."
     share, speed = kept_share(ours, teacher), speed_up(ours, teacher)
@@ -83,8 +86,8 @@ def _title(results: Results, ours: System | None, teacher: System | None, lost: 
         parts.append(f"at {factor(speed)} the speed" if parts else f"runs at {factor(speed)} the speed of its teacher")
     if not parts:
         parts.append(f"has {short_count(results.params)} parameters; no share of a teacher is known")
-    loses = f", but loses to {_join(lost)}" if lost else ""
-    return f"{ours.name} {' '.join(parts)}{loses}."
+    rest = f", but is behind {_join(behind)}" if behind else ""
+    return f"{ours.name} {' '.join(parts)}{rest}."
 
 
 def _join(names: list[str]) -> str:
@@ -95,8 +98,8 @@ def _rivals(results: Results) -> list[System]:
     return [system for system in results.systems if system.name not in {OURS, TEACHER, *VARIANTS}]
 
 
-def _lost_tasks(ours: System, rival: System) -> list[str]:
-    return [task for task, value in rival.tasks.items() if task in ours.tasks and value > ours.tasks[task]]
+def _intervals(results: Results, name: str) -> list[Comparison]:
+    return [one for one in results.comparisons if one.against == name]
 
 
 def _limits(results: Results) -> Iterator[Statement]:
@@ -120,29 +123,34 @@ def _limit(what: str, met: bool, value: str, limit: str) -> Statement:
     return Statement("bad", f"{what}: {value}, over the limit of {limit}.")
 
 
-def _against(results: Results, ours: System, rivals: list[System]) -> Iterator[Statement]:
+_VERDICTS: dict[Verdict, tuple[str, Tone, str]] = {
+    "ahead": ("Ahead of", "good", "excludes zero"),
+    "behind": ("Behind", "bad", "excludes zero"),
+    "open": ("Not told apart from", "plain", "includes zero"),
+}
+
+
+def _compared(results: Results, ours: System | None) -> Iterator[Statement]:
+    for one in results.comparisons:
+        words, tone, zero = _VERDICTS[one.verdict]
+        other = find_system(results, one.against)
+        scores = ""
+        if ours and other and one.task in ours.tasks and one.task in other.tasks:
+            scores = f" {_metric(results, one.task)} {quality(ours.tasks[one.task])} against "
+            scores += f"{quality(other.tasks[one.task])};"
+        interval = f"95 % paired bootstrap interval [{signed(one.low)}, {signed(one.high)}] {zero}"
+        difference = f"difference in {one.metric} {signed(one.difference)}, {interval}"
+        yield Statement(tone, f"{words} {one.against} on {one.task}:{scores} {difference}.")
+
+
+def _without_interval(results: Results, ours: System, rivals: list[System]) -> Iterator[Statement]:
     for rival in rivals:
-        for task in (task for task in rival.tasks if task in ours.tasks):
-            mine, other = ours.tasks[task], rival.tasks[task]
-            verb, tone = _verdict(mine, other)
-            metric = results.tasks[task].metric if task in results.tasks else "score"
-            yield Statement(tone, f"{verb} {rival.name} on {task}: {metric} {quality(mine)} against {quality(other)}.")
+        known = {one.task for one in _intervals(results, rival.name)}
+        for task in (task for task in rival.tasks if task in ours.tasks and task not in known):
+            mine, other = quality(ours.tasks[task]), quality(rival.tasks[task])
+            scores = f"{_metric(results, task)} {mine} against {other}"
+            yield Statement("plain", f"Beside {rival.name} on {task}: {scores}; the difference has no interval.")
 
 
-def _verdict(mine: float, other: float) -> tuple[str, Tone]:
-    if mine > other:
-        return "Beats", "good"
-    return ("Loses to", "bad") if mine < other else ("Ties with", "plain")
-
-
-def _interval(comparison: Comparison | None) -> Iterator[Statement]:
-    if comparison is None:
-        return
-    what = f"against {comparison.against} on {comparison.task}: {signed(comparison.difference)}"
-    interval = f"paired bootstrap interval {signed(comparison.low)} to {signed(comparison.high)}"
-    if comparison.low > 0:
-        yield Statement("good", f"The gain {what}, {interval}, excludes zero.")
-    elif comparison.high < 0:
-        yield Statement("bad", f"The loss {what}, {interval}, excludes zero.")
-    else:
-        yield Statement("plain", f"The difference {what}, {interval}, is not told apart from zero.")
+def _metric(results: Results, task: str) -> str:
+    return results.tasks[task].metric if task in results.tasks else "score"

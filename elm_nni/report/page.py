@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,15 @@ from pathlib import Path
 import jinja2
 
 from elm_nni.errors import UserError
+from elm_nni.files import write_bytes, write_text
 from elm_nni.report import text
+from elm_nni.report.front import pareto_front
+from elm_nni.report.head_files import HeadPruning
 from elm_nni.report.head_plots import marked_heads
 from elm_nni.report.headline import TEACHER, build_headline, find_system, kept_share, speed_up
-from elm_nni.report.load import HeadPruning, Results, RunData, System, load_run
-from elm_nni.report.pareto import pareto_front
+from elm_nni.report.load import RunData, load_run
 from elm_nni.report.plots import FIGURE_NAMES, draw_figures
+from elm_nni.report.result_files import Results, System
 from elm_nni.report.style import DPI, to_png
 
 _logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
     target = run_dir / REPORT_FILE
     try:
         images = _write_plots(run, run_dir / PLOTS_FOLDER)
-        _replace(target, render_page(run, images).encode("utf-8"))
+        write_text(target, render_page(run, images))
     except OSError as error:
         raise UserError(f"cannot write the report to {str(run_dir)!r}: {error}") from error
     _logger.info("report written to %s with %d figures", target, len(images))
@@ -151,18 +153,8 @@ def _write_plots(run: RunData, folder: Path) -> dict[str, bytes]:
     images: dict[str, bytes] = {}
     for name, figure in draw_figures(run):
         images[name] = to_png(figure)
-        _replace(folder / f"{name}.png", images[name])
+        write_bytes(folder / f"{name}.png", images[name])
     for name in set(FIGURE_NAMES) - set(images):
         # An earlier report may have drawn what this one has no data for.
         (folder / f"{name}.png").unlink(missing_ok=True)
     return images
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Puts the whole file in place at once, so that a reader never sees half of it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

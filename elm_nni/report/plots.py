@@ -10,7 +10,7 @@ from elm_nni.report.architecture_plot import plot_architecture
 from elm_nni.report.growth_plots import plot_budget, plot_scores, plot_widths
 from elm_nni.report.head_plots import plot_cka, plot_eta_sweep
 from elm_nni.report.load import RunData
-from elm_nni.report.result_plots import plot_comparison, plot_stages
+from elm_nni.report.result_plots import plot_comparisons, plot_stages
 from elm_nni.report.search_plots import plot_evolution, plot_plane
 
 FIGURE_NAMES = (
@@ -50,7 +50,7 @@ def _result_figures(run: RunData) -> Iterator[tuple[str, Figure]]:
     if run.results is None:
         return
     yield "architecture", plot_architecture(run.results, run.pruning)
-    if run.results.comparison:
-        yield "comparison", plot_comparison(run.results.comparison)
+    if run.results.comparisons:
+        yield "comparison", plot_comparisons(run.results.comparisons)
     if run.results.stages:
         yield "stages", plot_stages(run.results.stages)

@@ -1,4 +1,4 @@
-"""Figures of the results: the bootstrap interval, and the cost of the stages."""
+"""Figures of the results: the bootstrap intervals, and the cost of the stages."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from elm_nni.report.load import Comparison, Stage
+from elm_nni.report.result_files import Comparison, Stage
 from elm_nni.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILION, new_figure, styled
 from elm_nni.report.text import duration, signed
 
+_COLOURS = {"ahead": GREEN, "behind": VERMILION, "open": GREY}
+# A longer name would leave no room for the intervals.
+MAX_NAME = 40
+
 
 @styled
-def plot_comparison(comparison: Comparison) -> Figure:
-    """Ours minus the baseline with its bootstrap interval; red when wholly below zero, grey when it holds zero."""
-    figure = new_figure(9, 2.1)
+def plot_comparisons(comparisons: Sequence[Comparison]) -> Figure:
+    """Ours minus each other system with its bootstrap interval; red when below zero, grey when it includes zero."""
+    figure = new_figure(9, 0.42 * len(comparisons) + 1.1)
     axes = figure.subplots()
-    colour = GREEN if comparison.low > 0 else VERMILION if comparison.high < 0 else GREY
     axes.axvline(0, color=INK, linewidth=1, linestyle="--")
-    axes.plot([comparison.low, comparison.high], [0, 0], color=colour, linewidth=5, solid_capstyle="butt")
-    axes.plot([comparison.difference], [0], marker="o", markersize=11, color=colour, markeredgecolor="white")
-    for value, align in ((comparison.low, "right"), (comparison.high, "left")):
-        axes.annotate(signed(value), (value, 0), xytext=(0, -17), va="center", ha=align, textcoords="offset points",
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.annotate(signed(comparison.difference), (comparison.difference, 0), xytext=(0, 12), ha="center",
-                  textcoords="offset points", weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    low, high = min(comparison.low, 0.0), max(comparison.high, 0.0)
-    margin = 0.25 * (high - low) or 0.01
+    for row, one in enumerate(comparisons):
+        colour = _COLOURS[one.verdict]
+        axes.plot([one.low, one.high], [row, row], color=colour, linewidth=5, solid_capstyle="butt")
+        axes.plot([one.difference], [row], marker="o", markersize=10, color=colour, markeredgecolor="white")
+        axes.text(1.01, row, f"{signed(one.difference)}  [{signed(one.low)}, {signed(one.high)}]", va="center",
+                  transform=axes.get_yaxis_transform(), fontsize=9)
+    several = len({one.task for one in comparisons}) > 1
+    names = [f"{one.against}, {one.task}" if several else one.against for one in comparisons]
+    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+    low, high = min(0.0, *(one.low for one in comparisons)), max(0.0, *(one.high for one in comparisons))
+    margin = 0.1 * (high - low) or 0.01
     axes.set_xlim(low - margin, high + margin)
-    axes.set_ylim(-1, 1)
-    axes.set_yticks([])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("ours minus the baseline (right of the dashed line: ours is better)")
+    axes.set_xlabel("ours minus the other system (right of the dashed line: ours is ahead)")
     return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
 @styled

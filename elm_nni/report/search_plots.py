@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from elm_nni.report.load import Candidate
-from elm_nni.report.pareto import candidate_costs, non_dominated, pareto_front
+from elm_nni.analysis.pareto import non_dominated
+from elm_nni.report.front import candidate_costs, pareto_front
+from elm_nni.report.search_files import Candidate
 from elm_nni.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILION, Shades, new_figure, styled
 
 _ORIGINS = {"random": (GREY, "o"), "mutation": (BLUE, "^"), "crossover": (ORANGE, "s")}
 _OTHER_ORIGIN = (PURPLE, "D")
+# In spreads of the points; a limit farther away would squeeze them into a corner.
+MAX_LIMIT_DISTANCE = 3.0
 
 
 @styled
@@ -110,4 +113,12 @@ def _scatter(
         axes.scatter(x_N[best_N], metrics_N[best_N], s=190, marker="*", color=VERMILION, edgecolors="white", zorder=5,
                      label="winner")
     if limit is not None:
+        _draw_limit(axes, x_N, limit)
+
+
+def _draw_limit(axes: Axes, x_N: NDArray[np.float64], limit: float) -> None:
+    low, high = np.nanmin(x_N), np.nanmax(x_N)
+    if limit - high <= MAX_LIMIT_DISTANCE * max(high - low, 0.1 * high):
         axes.axvline(limit, color=INK, linestyle="--", linewidth=1.2, label="limit")
+    else:
+        axes.text(0.99, 0.02, f"limit {limit:,.4g}, far to the right", transform=axes.transAxes, ha="right", fontsize=9)

@@ -38,8 +38,10 @@ def milliseconds(value: float | None) -> str:
 
 
 def decimal(value: float | None) -> str:
-    """One decimal."""
-    return UNKNOWN if value is None else f"{value:,.1f}"
+    """One decimal; two significant digits below 0.1."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.2g}" if 0 < value < 0.1 else f"{value:,.1f}"
 
 
 def percent(value: float | None) -> str:

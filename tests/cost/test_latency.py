@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 
 import pytest
 import torch
 
-from elm_nni.cost.condition import LatencyCondition
+from elm_nni.cost.condition import LatencyCondition, Runtime
 from elm_nni.cost.latency import measure_model, measure_models, measure_table
 from elm_nni.cost.latency_table import LatencyTable, cheapest
 from elm_nni.cost.parameters import extreme_architecture, uniform_width
+from elm_nni.cost.timing import METHOD, Watch
 from elm_nni.errors import UserError
 from elm_nni.modeling import BLOCKS, ElmConfig, ElmForSequenceClassification, MobileBlock
 from elm_nni.search_spaces import SpaceSettings
@@ -95,6 +97,45 @@ def test_models_side_by_side() -> None:
     assert iqr_ms >= 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["compile", "onnx", "onnx-int8"])
+def test_other_runtimes(runtime: Runtime) -> None:
+    settings, blocks = replace(SETTINGS, num_layers=1), {"bert": BLOCKS["bert"]}
+    condition = replace(CONDITION, runtime=runtime)
+    model = ElmForSequenceClassification(ElmConfig(vocab_size=90, hidden_size=48, num_hidden_layers=1))
+    table = measure_table(
+        settings, condition, repeats=3, widths=[16, 64], heads=[], blocks=blocks, models={"mine": model}
+    )
+    assert set(table.entries) == {"embedding", "head", "bert|16|4|12", "bert|64|4|12"}
+    table.require(condition, settings)
+    assert table.notes["beside"]["mine"][0] > table.entries["head"][0] > 0
+    with pytest.raises(UserError, match="measure a table for the limit's condition"):
+        table.require(CONDITION)
+
+
+def test_models_beside_a_table_change_no_entry(table: LatencyTable) -> None:
+    model = ElmForSequenceClassification(ElmConfig(vocab_size=90, hidden_size=12, num_hidden_layers=1))
+    found = measure_table(SETTINGS, CONDITION, repeats=1, models={"mine": model})
+    assert set(found.entries) == set(table.entries)
+    assert list(found.notes["beside"]) == ["mine"]
+    assert "beside" not in table.notes
+
+
+def test_notes_say_how_it_was_timed(table: LatencyTable) -> None:
+    assert table.notes["timing"] == METHOD
+    assert set(table.notes["preempted"]) == {"repeated", "kept"}
+    assert table.notes["load"] >= 0
+
+
+def test_mostly_preempted_calls_are_reported(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    switches = itertools.count()
+    monkeypatch.setattr("elm_nni.cost.latency.watch", lambda **_: Watch(lambda: next(switches)))
+    model = ElmForSequenceClassification(ElmConfig(vocab_size=90, hidden_size=12, num_hidden_layers=1))
+    with caplog.at_level(logging.WARNING):
+        measure_model(model, CONDITION, repeats=3)
+    assert "took the processor during 100 % of the calls under (eager fp32" in caplog.text
+
+
 def test_a_restless_machine_is_reported(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ElmForSequenceClassification(ElmConfig(vocab_size=90, hidden_size=12, num_hidden_layers=1))
     monkeypatch.setattr("elm_nni.cost.latency.NOISY", -1.0)
@@ -106,7 +147,6 @@ def test_a_restless_machine_is_reported(caplog: pytest.LogCaptureFixture, monkey
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (LatencyCondition(runtime="onnx"), "only 'eager' is measured here"),
         (LatencyCondition(sequence_length=513), "at most max_position_embeddings = 512"),
     ],
 )

@@ -107,7 +107,9 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded == made
     assert loaded.digest == made.digest
     assert loaded.digest != table(overhead_ms=0.25).digest
-    assert loaded.digest != table(condition=replace(CONDITION, threads=2)).digest
+    others = [{"threads": 2}, {"runtime": "compile"}, {"runtime": "onnx"}, {"runtime": "onnx-int8"}, {"dtype": "bf16"}]
+    names = {table(notes={"repeats": 3}, condition=replace(CONDITION, **changes)).digest for changes in others}
+    assert len({loaded.digest, *names}) == 6
 
 
 def test_another_condition_or_space_is_refused() -> None:
@@ -116,6 +118,10 @@ def test_another_condition_or_space_is_refused() -> None:
     both = r"\(eager fp32, cpu, 2 threads.*\(eager fp32, cpu, 1 thread, batch 1, 64 tokens\)"
     with pytest.raises(UserError, match=both):
         table().require(replace(CONDITION, threads=2))
+    with pytest.raises(UserError, match=r"for \(onnx fp32, .* measured for \(eager fp32, "):
+        table().require(replace(CONDITION, runtime="onnx"))
+    with pytest.raises(UserError, match=r"for \(eager bf16, .* measured for \(eager fp32, "):
+        table().require(replace(CONDITION, dtype="bf16"))
     with pytest.raises(UserError, match="hidden_size = 24, but the space has 48"):
         table().require(CONDITION, replace(SETTINGS, hidden_size=48))
 

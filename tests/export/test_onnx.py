@@ -175,7 +175,7 @@ def test_a_file_that_differs_is_refused_and_not_left(
     other.classifier.bias.data += 0.01
     other.save_pretrained(tmp_path / "other")
     file = exported.report.path
-    monkeypatch.setattr(export_module, "_write", lambda onnx, model, path, types: shutil.copyfile(file, path))
+    monkeypatch.setattr(export_module, "_write", lambda model, path, types: shutil.copyfile(file, path))
     with pytest.raises(UserError, match="differs from PyTorch by 0.01"):
         export_onnx(tmp_path / "other", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,9 +1,13 @@
 """Presets, overrides, and a clear line for every mistake."""
 
+from dataclasses import asdict
+
 import pytest
 
+from elm_nni.cost.condition import LatencyCondition
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config, load_config, parse_assignment, parse_count, preset_names
+from elm_nni.pipeline.context import latency_condition
 from elm_nni.search_spaces import PRESETS
 
 
@@ -47,6 +51,11 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("tasks", ["polarity", "polarity"], ["tasks", "differ"]),
         ("search.tasks", ["cola"], ["search.tasks", "cola", "polarity"]),
         ("limits.max_params", -1, ["limits.max_params", "> 0"]),
+        ("latency.runtime", "tflite", ["latency.runtime", "tflite", "eager, compile, onnx, onnx-int8"]),
+        ("latency.dtype", "fp16", ["latency.dtype", "fp16", "fp32, bf16"]),
+        ("latency.threads", 0, ["latency.threads", "0", ">= 1"]),
+        ("latency", {"runtime": "onnx", "dtype": "bf16"}, ["latency.dtype", "bf16", "fp32 with latency.runtime onnx"]),
+        ("latency", {"runtime": "onnx-int8", "device": "cuda"}, ["latency.device", "cuda", "cpu with"]),
         ("seed.x", 1, ["seed"]),
     ],
 )
@@ -88,3 +97,12 @@ def test_assignments_and_counts():
 
 def test_every_key_is_a_plain_value():
     assert set(Config().to_dict()) >= {"space", "teacher", "data", "tasks", "limits", "growth", "search", "prune"}
+
+
+def test_the_condition_takes_every_key_of_latency():
+    changes = {
+        "runtime": "compile", "dtype": "bf16", "device": "cpu:0", "threads": 2, "batch_size": 3, "sequence_length": 7,
+    }  # fmt: skip
+    condition = latency_condition(load_config("nano", {f"latency.{key}": value for key, value in changes.items()}))
+    assert asdict(condition) == changes
+    assert asdict(latency_condition(Config())) == asdict(LatencyCondition())

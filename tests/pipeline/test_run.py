@@ -74,6 +74,11 @@ def test_results_hold_every_system_and_the_limits_are_kept(finished, config):
     assert all(0 <= row["tasks"]["reviews"] <= 1 for row in results["systems"])
     assert results["tasks"]["reviews"]["n"] == 40
     assert results["comparison"]["low"] <= results["comparison"]["difference"] <= results["comparison"]["high"]
+    assert [one["against"] for one in results["comparisons"]] == names[2:]
+    scores = {row["name"]: row["tasks"]["reviews"] for row in results["systems"]}
+    for one in results["comparisons"]:
+        assert one["difference"] == pytest.approx(scores["ELM (ours)"] - scores[one["against"]])
+    assert list(results["stages"])[-1] == "evaluate"
     assert all(stage["seconds"] > 0 and stage["peak_memory_mb"] > 0 for stage in results["stages"].values())
 
 

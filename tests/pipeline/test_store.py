@@ -100,3 +100,17 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_json_keeps_the_order_of_its_keys(tmp_path):
+    write_json(tmp_path / "state.json", {"teacher": {"seconds": 1, "cached": False}, "evaluate": 2, "latency": 3})
+    found = json.loads((tmp_path / "state.json").read_text())
+    assert list(found) == ["teacher", "evaluate", "latency"]
+    assert list(found["teacher"]) == ["seconds", "cached"]
+
+
+def test_json_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(UserError, match="cannot write .*state.json"):
+        write_json(tmp_path / "state.json", {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]

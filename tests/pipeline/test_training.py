@@ -6,7 +6,8 @@ from pytorch_lightning import Callback, LightningModule
 from torch import nn
 
 from elm_nni.pipeline.config import TrainingConfig
-from elm_nni.pipeline.training import fit, optimizer_and_schedule, warmup_then_linear
+from elm_nni.pipeline.training import fit
+from elm_nni.training import optimizer_and_schedule
 
 CONFIG = TrainingConfig(steps=10, batch_size=4, lr=1e-2, warmup=0.2, checkpoint_every=4)
 
@@ -20,7 +21,7 @@ class Toy(LightningModule):
         return (self.layer(batch["x"]) - batch["y"]).square().mean()
 
     def configure_optimizers(self):
-        return optimizer_and_schedule(self, CONFIG)
+        return optimizer_and_schedule(self, steps=10, lr=1e-2, warmup=0.2)
 
 
 def batch_of(step):
@@ -40,9 +41,9 @@ class StopAt(Callback):
             raise KeyboardInterrupt
 
 
-def train(folder, seed=0, stop=None):
+def train(folder, seed=0, stop=None, mode=True):
     torch.manual_seed(1)
-    module = Toy()
+    module = Toy().train(mode)
     events = []
     callbacks = [StopAt(stop)] if stop is not None else []
     try:
@@ -72,24 +73,14 @@ def test_the_seed_reaches_dropout_and_torchs_generator_is_left_as_it_was(tmp_pat
     assert not torch.equal(first.layer[0].weight, other.layer[0].weight)
 
 
+def test_a_model_that_comes_in_eval_mode_is_trained_with_its_dropout(tmp_path):
+    # transformers' from_pretrained hands out models in eval mode
+    first, _ = train(tmp_path / "a")
+    other, _ = train(tmp_path / "b", mode=False)
+    assert torch.equal(first.layer[0].weight, other.layer[0].weight)
+
+
 def test_every_epoch_is_logged_and_one_checkpoint_is_kept(tmp_path):
     _, events = train(tmp_path / "run")
     assert [event["step"] for event in events] == [4, 8, 10]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-10"]
-
-
-def test_schedule_warms_up_then_falls_to_zero():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_then_linear(optimizer, 10, 0.2)
-    rates = []
-    for _ in range(10):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-    assert schedule.get_last_lr()[0] == 0
-
-
-def test_biases_and_norms_do_not_decay():
-    groups = optimizer_and_schedule(Toy(), CONFIG)["optimizer"].param_groups
-    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.01), (2, 0.0)]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from elm_nni.report.headline import build_headline, find_system, kept_share, speed_up
-from elm_nni.report.load import Latency, Results, System, load_run
+from elm_nni.report.load import load_run
+from elm_nni.report.result_files import Latency, Results, System
 
 from .conftest import NANO, write_sample_run
 
@@ -33,41 +34,64 @@ def test_kept_share_and_speed_up(results: Results) -> None:
     title = build_headline(results).title
     assert f"{100 * 0.7843 / 0.7995:.1f} %" in title
     assert f"{11.84 / 3.21:.2f}×" in title
-    assert "loses" not in title
+    assert "behind" not in title
 
 
-def test_a_loss_stands_in_the_title(results: Results) -> None:
-    lost = with_system(results, "TF-IDF + logistic regression", tasks={"polarity": 0.80})
-    assert build_headline(lost).title.endswith(", but loses to TF-IDF + logistic regression.")
-    text = "Loses to TF-IDF + logistic regression on polarity: accuracy 0.7843 against 0.8000."
-    assert [(s.tone, s.text) for s in build_headline(lost).statements if "Loses" in s.text] == [("bad", text)]
+def with_interval(results: Results, name: str, low: float, high: float) -> Results:
+    changed = tuple(replace(one, difference=(low + high) / 2, low=low, high=high) if one.against == name else one
+                    for one in results.comparisons)
+    return replace(results, comparisons=changed)
 
 
-def test_several_losses_are_all_named(results: Results) -> None:
-    lost = with_system(with_system(results, "uniform bert", tasks={"polarity": 0.9}), "teacher half depth",
-                       tasks={"polarity": 0.9})
-    assert build_headline(lost).title.endswith(", but loses to uniform bert and teacher half depth.")
+def test_an_interval_below_zero_stands_in_the_title(results: Results) -> None:
+    behind = with_interval(results, "uniform bert", -0.04, -0.01)
+    assert build_headline(behind).title.endswith(", but is behind uniform bert.")
+    several = with_interval(behind, "teacher half depth", -0.04, -0.01)
+    assert build_headline(several).title.endswith(", but is behind uniform bert and teacher half depth.")
+
+
+def test_a_lower_number_without_an_interval_below_zero_is_no_loss(results: Results) -> None:
+    lower = with_system(results, "uniform bert", tasks={"polarity": 0.7900})
+    assert "behind" not in build_headline(lower).title
+    assert tones(lower, "uniform bert") == ["plain"]
 
 
 def test_own_variant_and_teacher_are_no_rivals(results: Results) -> None:
     better = with_system(results, "ELM int8 ONNX", tasks={"polarity": 0.99})
-    assert "loses" not in build_headline(better).title
-
-
-def test_a_tie_is_no_win(results: Results) -> None:
-    tied = with_system(results, "uniform bert", tasks={"polarity": 0.7843})
-    assert tones(tied, "Ties with uniform bert") == ["plain"]
+    assert "int8" not in "".join(s.text for s in build_headline(better).statements)
+    assert "behind" not in build_headline(with_interval(results, "teacher + head", -0.04, -0.01)).title
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "tone", "word"),
-    [(0.001, 0.03, "good", "gain"), (-0.01, 0.03, "plain", "not told apart from zero"), (-0.03, -0.001, "bad", "loss"),
-     (0.0, 0.03, "plain", "not told apart")],
+    ("low", "high", "tone", "words", "zero"),
+    [(0.001, 0.03, "good", "Ahead of", "excludes"), (-0.01, 0.03, "plain", "Not told apart from", "includes"),
+     (-0.03, -0.001, "bad", "Behind", "excludes"), (0.0, 0.03, "plain", "Not told apart from", "includes"),
+     (-0.03, 0.0, "plain", "Not told apart from", "includes"), (0.0, 0.0, "plain", "Not told apart from", "includes")],
 )
-def test_interval(results: Results, low: float, high: float, tone: str, word: str) -> None:
-    assert results.comparison is not None
-    changed = replace(results, comparison=replace(results.comparison, low=low, high=high))
-    assert [s.tone for s in build_headline(changed).statements if "bootstrap" in s.text and word in s.text] == [tone]
+def test_the_interval_decides_the_verdict(
+    results: Results, low: float, high: float, tone: str, words: str, zero: str
+) -> None:
+    changed = with_interval(results, "uniform bert", low, high)
+    text = (f"{words} uniform bert on polarity: accuracy 0.7843 against 0.7796; difference in accuracy "
+            f"{(low + high) / 2:+.4f}, 95 % paired bootstrap interval [{low:+.4f}, {high:+.4f}] {zero} zero.")
+    assert [(s.tone, s.text) for s in build_headline(changed).statements if "uniform" in s.text] == [(tone, text)]
+
+
+def test_without_an_interval_the_numbers_stand_without_a_verdict(results: Results) -> None:
+    bare = replace(results, comparisons=())
+    text = "Beside uniform bert on polarity: accuracy 0.7843 against 0.7796; the difference has no interval."
+    assert [(s.tone, s.text) for s in build_headline(bare).statements if "uniform" in s.text] == [("plain", text)]
+    assert not [s for s in build_headline(bare).statements if "teacher + head" in s.text]
+    # One task of two is known.
+    both = with_system(with_system(results, "ELM (ours)", tasks={"polarity": 0.7, "other": 0.6}), "uniform bert",
+                       tasks={"polarity": 0.7, "other": 0.5})
+    assert tones(both, "Beside uniform bert on other: score 0.6000 against 0.5000") == ["plain"]
+    assert tones(both, "Beside uniform bert on polarity") == []
+
+
+def test_an_interval_against_a_system_that_has_no_row_is_told(results: Results) -> None:
+    gone = replace(results, systems=results.systems[:1])
+    assert tones(gone, "Ahead of teacher half depth on polarity: difference in accuracy +0.0223") == ["good"]
 
 
 def test_limits_met_and_missed(results: Results) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from elm_nni.errors import UserError
-from elm_nni.report.load import load_run, parse_cell
+from elm_nni.report.growth_files import parse_cell
+from elm_nni.report.load import load_run
 
 from .conftest import MakeRun, edit_results, read_json, read_lines, write_json
 
@@ -118,7 +119,7 @@ def change(name: str, edit: Callable[[Any], object]) -> Callable[[Path], None]:
         (change("results.json", lambda v: v.update(architecture={})), "'layer0' is missing"),
         (change("results.json", lambda v: v["architecture"].update(layer1="other")), "'layer1_other_ffn' is missing"),
         (change("results.json", lambda v: v["systems"][0].pop("name")), "systems\\[0\\]: 'name' is missing"),
-        (change("results.json", lambda v: v["comparison"].update(low=1.0)), "'low' is 1.0"),
+        (change("results.json", lambda v: v["comparisons"][1].update(low=1.0)), "comparisons\\[1\\]: 'low' is 1.0"),
         (change("results.json", lambda v: v["stages"]["search"].update(cached=1)), "'cached' is 1"),
         (change("prune/heads.json", lambda v: v.update(mode="drop")), "'mode' is 'drop'; it must be remove or fuse"),
         (change("prune/heads.json", lambda v: v["layers"][0].update(after=13)), "'after' is 13; it must be from 1"),
@@ -153,8 +154,31 @@ def test_unknown_cell_is_named(make_run: MakeRun) -> None:
 
 def test_results_without_optional_parts(make_run: MakeRun) -> None:
     run_dir = make_run()
-    edit_results(run_dir, latency_ms=None, comparison=None, systems=[], stages={}, versions={}, seed=None)
+    edit_results(run_dir, latency_ms=None, comparison=None, comparisons=None, systems=[], stages={}, versions={},
+                 seed=None)
     shutil.rmtree(run_dir / "search")
     results = load_run(run_dir).results
     assert results is not None
-    assert (results.comparison, results.systems, results.latency.limit, results.seed) == (None, (), None, None)
+    assert (results.comparisons, results.systems, results.latency.limit, results.seed) == ((), (), None, None)
+
+
+def test_a_single_comparison_is_read_where_there_is_no_list(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    single = read_json(run_dir / "results.json")["comparison"]
+    del single["metric"]
+    edit_results(run_dir, comparisons=None, comparison=single)
+    results = load_run(run_dir).results
+    assert results is not None
+    assert [(c.against, c.metric, c.low) for c in results.comparisons] == [(single["against"], "accuracy", 0.0021)]
+
+
+def test_stages_tasks_and_systems_keep_the_order_of_the_file(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    values = read_json(run_dir / "results.json")
+    stages = dict(reversed(values["stages"].items()))
+    tasks = dict.fromkeys(("polarity", "agreement", "quality"), values["tasks"]["polarity"])
+    edit_results(run_dir, stages=stages, tasks=tasks)
+    results = load_run(run_dir).results
+    assert results is not None
+    assert [stage.name for stage in results.stages] == list(stages)
+    assert list(results.tasks) == list(tasks)

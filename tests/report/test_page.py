@@ -119,7 +119,10 @@ def test_numbers_equal_the_inputs(make_run: MakeRun) -> None:
     assert "2,000 architectures evaluated, 9 duplicates skipped" in text
     assert "113 by params, 37 by latency_ms" in text
     assert f"Best: {summary['best']['digest']} of generation {summary['best']['generation']}" in text
-    assert "interval +0.0021 to +0.0287 (10,000 resamples of the same 853 test rows). Ours is better." in text
+    for one in results["comparisons"]:
+        finding = "ours is ahead" if one["low"] > 0 else "ours is behind" if one["high"] < 0 else "not told apart"
+        assert (f" {one['against']} polarity accuracy {one['difference']:+.4f} {one['low']:+.4f} {one['high']:+.4f} "
+                f"{finding} 853 10,000 ") in text
     for line in read_lines(run_dir / "growth.jsonl"):
         assert (f" {line['epoch']} {len(line['events'])} {line['mean_params']:,.0f} {line['budget']:,} "
                 f"{line['budget'] - line['mean_params']:,.0f} {line['loss']:.4f} ") in text
@@ -139,7 +142,8 @@ def test_hostile_strings_are_escaped(make_run: MakeRun) -> None:
     evil = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>{{ 7*7 }}$\\frac{"
     results = read_json(run_dir / "results.json")
     results["systems"][0]["note"] = results["systems"][2]["name"] = results["systems"][1]["condition"] = evil
-    results["comparison"]["against"] = results["latency_ms"]["condition"] = evil
+    results["comparisons"][0]["against"] = results["comparisons"][1]["metric"] = evil
+    results["latency_ms"]["condition"] = evil
     edit_results(run_dir, **results | {"device": evil, "digest": evil, "versions": {evil: evil}, "stages": {
         evil: {"seconds": 1.0}}, "tasks": {evil: {"metric": evil, "value": 0.5, "split": evil, "n": 3}}})
     summary = read_json(run_dir / "search/summary.json")
@@ -202,7 +206,8 @@ def test_run_without_growth_pruning_and_baselines(make_run: MakeRun) -> None:
     np.savez(run_dir / "prune/cka.npz", **{name: np.eye(4) for name in names})
     history = [line for line in read_lines(run_dir / "search/history.jsonl") if line["generation"] == 0]
     write_lines(run_dir / "search/history.jsonl", [line | {"latency_ms": None} for line in history])
-    edit_results(run_dir, systems=read_json(run_dir / "results.json")["systems"][:1], comparison={}, latency_ms={})
+    edit_results(run_dir, systems=read_json(run_dir / "results.json")["systems"][:1], comparison={}, comparisons=[],
+                 latency_ms={})
     text = Page(write_report(run_dir).read_text(encoding="utf-8")).text
     assert "No cell grew in 2 epochs" in text
     assert "no head was taken away in any of 2 layers" in text
@@ -214,10 +219,32 @@ def test_run_without_growth_pruning_and_baselines(make_run: MakeRun) -> None:
 def test_a_loss_is_said_plainly(make_run: MakeRun) -> None:
     run_dir = make_run()
     comparison = read_json(run_dir / "results.json")["comparison"]
-    edit_results(run_dir, comparison=comparison | {"difference": -0.02, "low": -0.03, "high": -0.01})
+    edit_results(run_dir, comparisons=[comparison | {"difference": -0.02, "low": -0.03, "high": -0.01}])
     text = page_of(run_dir).text
-    assert "Ours is worse." in text
-    assert "✗ The loss against TF-IDF" in text
+    assert "-0.0200 -0.0300 -0.0100 ours is behind" in text
+    assert "but is behind TF-IDF + logistic regression." in text
+    assert "✗ Behind TF-IDF + logistic regression on polarity" in text
+
+
+def test_limits_that_rejected_nothing_are_left_out(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    summary = read_json(run_dir / "search/summary.json")
+    for rejected, words in (({"params": 0, "latency_ms": 3}, "evaluation: 3 by latency_ms."),
+                            ({"params": 0}, "none rejected."), ({}, "none rejected.")):
+        write_json(run_dir / "search/summary.json", summary | {"rejected": rejected})
+        assert words in page_of(run_dir).text
+
+
+def test_a_small_lead_is_no_win(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    comparison = read_json(run_dir / "results.json")["comparison"]
+    edit_results(run_dir, comparison=comparison | {"difference": 0.007, "low": -0.0199, "high": 0.034},
+                 comparisons=None)
+    text = page_of(run_dir).text
+    assert "· Not told apart from TF-IDF + logistic regression on polarity" in text
+    assert "[-0.0199, +0.0340] includes zero." in text
+    assert "Beats" not in text
+    assert "Ahead" not in text
 
 
 def test_same_files_same_report_and_no_stale_figures(make_run: MakeRun) -> None:
@@ -227,7 +254,7 @@ def test_same_files_same_report_and_no_stale_figures(make_run: MakeRun) -> None:
     first = write_report(run_dir).read_bytes()
     assert write_report(run_dir).read_bytes() == first
     assert {path.name for path in (run_dir / "plots").iterdir()} == {"architecture.png", "comparison.png", "stages.png"}
-    edit_results(run_dir, comparison=None)
+    edit_results(run_dir, comparison=None, comparisons=None)
     write_report(run_dir)
     assert {path.name for path in (run_dir / "plots").iterdir()} == {"architecture.png", "stages.png"}
 

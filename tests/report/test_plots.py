@@ -14,11 +14,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from elm_nni.report.architecture_plot import heads_before, plot_architecture, projections
+from elm_nni.report.growth_files import GrowthEpoch
 from elm_nni.report.growth_plots import plot_budget, plot_scores, plot_widths
+from elm_nni.report.head_files import HeadPruning
 from elm_nni.report.head_plots import marked_heads, plot_cka, plot_eta_sweep
-from elm_nni.report.load import GrowthEpoch, HeadPruning, Results, RunData, load_run
+from elm_nni.report.load import RunData, load_run
 from elm_nni.report.plots import FIGURE_NAMES, draw_figures
-from elm_nni.report.result_plots import plot_comparison, plot_stages
+from elm_nni.report.result_files import Results
+from elm_nni.report.result_plots import plot_comparisons, plot_stages
 from elm_nni.report.search_plots import plot_evolution, plot_plane
 from elm_nni.report.style import BLOCK_COLOURS, GREEN, GREY, VERMILION, block_colours, text_colour, to_png
 
@@ -159,6 +162,16 @@ def test_plane_rings_the_front_of_all_three(nano: RunData) -> None:
     assert not any(line.get_label() == "limit" for line in axes.lines)
 
 
+def test_a_limit_far_from_all_points_is_written_and_does_not_squeeze_them(nano: RunData) -> None:
+    free = plot_plane(nano.history, None, {}).axes[:2]
+    left, right = plot_plane(nano.history, None, {"params": 6_000_000, "latency_ms": 1000.0}).axes[:2]
+    assert right.get_xlim() == free[1].get_xlim()
+    assert [text.get_text() for text in right.texts] == ["limit 1,000, far to the right"]
+    assert list(left.texts) == []
+    one = plot_plane(nano.history[:1], None, {"params": nano.history[0].params}).axes[0]
+    assert "limit" in one.get_legend_handles_labels()[1]
+
+
 def test_plane_without_latencies(nano: RunData) -> None:
     left, right = plot_plane([replace(c, latency_ms=None) for c in nano.history], None, {}).axes[:2]
     assert "no latency known" in left.get_legend_handles_labels()[1]
@@ -256,17 +269,33 @@ def test_architecture_labels_do_not_overlap_and_are_not_cut_off(results: Results
     ("low", "high", "colour"), [(0.01, 0.02, GREEN), (-0.01, 0.03, GREY), (-0.03, -0.01, VERMILION)]
 )
 def test_comparison(results: Results, low: float, high: float, colour: str) -> None:
-    assert results.comparison is not None
-    axes = plot_comparison(replace(results.comparison, difference=(low + high) / 2, low=low, high=high)).axes[0]
-    assert list(axes.lines[1].get_xdata()) == [low, high]
-    assert axes.lines[1].get_color() == colour
+    first = replace(results.comparisons[0], difference=(low + high) / 2, low=low, high=high)
+    axes = plot_comparisons([first, *results.comparisons[1:]]).axes[0]
+    bars = axes.lines[1::2]
+    assert list(bars[0].get_xdata()) == [low, high]
+    assert [list(bar.get_xdata()) for bar in bars[1:]] == [[c.low, c.high] for c in results.comparisons[1:]]
+    assert [line.get_xdata()[0] for line in axes.lines[2::2]] == [
+        (low + high) / 2, *(c.difference for c in results.comparisons[1:])]
+    assert bars[0].get_color() == colour
     assert axes.get_xlim()[0] < min(low, 0)
     assert axes.get_xlim()[1] > max(high, 0)
 
 
 def test_comparison_without_spread(results: Results) -> None:
-    assert results.comparison is not None
-    assert to_png(plot_comparison(replace(results.comparison, difference=0.0, low=0.0, high=0.0)))
+    assert to_png(plot_comparisons([replace(results.comparisons[0], difference=0.0, low=0.0, high=0.0)]))
+
+
+def test_comparison_labels_are_whole_unless_too_long(results: Results) -> None:
+    first, second = results.comparisons[:2]
+    axes = plot_comparisons([first, replace(second, task="other", against="x" * 90)]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["uniform bert, polarity", "x" * 39 + "…"]
+    figure = plot_comparisons(results.comparisons)
+    figure.draw_without_rendering()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [c.against for c in results.comparisons]
+    for text in figure.findobj(Text):
+        box = text.get_window_extent()
+        assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1), text.get_text()
 
 
 def test_stages(results: Results) -> None:

@@ -23,6 +23,8 @@ from elm_nni.report import text
         (text.milliseconds, 3.214, "3.21"),
         (text.milliseconds, 0.01234, "0.0123"),
         (text.decimal, 86.64, "86.6"),
+        (text.decimal, 0.03, "0.03"),
+        (text.decimal, 0.0, "0.0"),
         (text.percent, 0.98124, "98.1 %"),
         (text.factor, 3.688, "3.69×"),
         (text.duration, 9.34, "9.3 s"),

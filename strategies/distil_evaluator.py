@@ -1,41 +1,29 @@
-"""Evaluators for NNI experiments, made of strings and numbers so that a trial can carry them.
+"""An evaluator that distils a teacher into whatever NNI sets: a frozen model, or any one-shot supernet.
 
-Shape suffixes: B batch, T tokens, N samples, C classes.
+Shape suffixes: B batch, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import nni
 from nni.mutable import Mutable
-from nni.nas.evaluator import MutableEvaluator
 from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from pytorch_lightning import Callback, LightningDataModule
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from elm_nni.data.batches import StepBatchSampler, TaskRows
-from elm_nni.data.metrics import compute_metric
+from elm_nni.cache import default_store
+from elm_nni.data.batches import StepBatchSampler
 from elm_nni.data.packing import PackedCorpus, pack_source
-from elm_nni.data.tasks import TaskData, load_task, split_search_validation
-from elm_nni.distillation.relational import FeatureDistiller
+from elm_nni.distillation.student import StudentDistiller, inputs_of
 from elm_nni.distillation.teacher import Teacher
-from elm_nni.errors import UserError
-from elm_nni.modeling.configuration_elm import ElmConfig
-from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
-from elm_nni.pipeline.context import evaluation_batches, seeded, teacher_source
-from elm_nni.pipeline.modules import StudentFeatures, TaskTraining, head_key, inputs_of, predict, student_widths
-from elm_nni.pipeline.store import default_store
-from elm_nni.pipeline.supernet_stage import HEADS, WEIGHTS
-from elm_nni.pipeline.teacher_stage import in_row_order, predictions
-from elm_nni.pipeline.training import SeededSteps, optimizer_and_schedule
+from elm_nni.seeding import seeded
+from elm_nni.training import SeededSteps, optimizer_and_schedule
 
 Batch = dict[str, Tensor]
 
@@ -48,37 +36,23 @@ class DistilModule(LightningModule):
     """
 
     def __init__(
-        self, *, teacher: str, loss: Literal["relational", "mse"], training: TrainingConfig, seed: int
+        self, *, teacher: str, loss: Literal["relational", "mse"], seed: int, clip: float, **optimization: Any
     ) -> None:
         super().__init__()
-        self.loss, self.training_config, self.seed = loss, training, seed
+        self.loss, self.seed, self.clip, self.optimization = loss, seed, clip, optimization
         # not a module: out of parameters, optimizer and checkpoint
-        self.teacher = Teacher.load(teacher_source(teacher))
+        self.teacher = Teacher.load(teacher)
 
     def set_model(self, model: nn.Module) -> None:
         super().set_model(model)
-        config = model.config
-        assert isinstance(config, ElmConfig)
-        widths = student_widths(config, self.teacher)
-        if any(isinstance(module, DifferentiableMixedLayer) for module in model.modules()):
-            widths.pop("attention", None)
+        mixed = any(isinstance(module, DifferentiableMixedLayer) for module in model.modules())
         with seeded(self.seed, "distil/projections"):
-            self.distiller = FeatureDistiller(
-                student_widths=widths, teacher_width=self.teacher.widths, loss=self.loss
-            )
-        self.features = StudentFeatures(model)
+            self.distiller = StudentDistiller(model, self.teacher, loss=self.loss, attention=not mixed)
 
     def feature_loss(self, batch: Batch) -> Tensor:
         """The summed feature losses of one batch, a scalar."""
-        with self.features.taps as taps:
-            taps.clear()
-            self.model(**inputs_of(batch))
-            student = self.features.read()
-            taps.clear()
-        known = inputs_of(batch)
-        self.teacher.to(known["input_ids"].device)
-        teacher = self.teacher.features(known.pop("input_ids"), known.pop("attention_mask"), **known)
-        return self.distiller(student, teacher, batch["attention_mask"])["total"]
+        _, student = self.distiller.record(lambda: self.model(**inputs_of(batch)))
+        return self.distiller.feature_loss(student, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.feature_loss(batch)
@@ -90,7 +64,7 @@ class DistilModule(LightningModule):
 
     def on_after_backward(self) -> None:
         # Lightning's own clipping refuses the manual optimization of differentiable strategies
-        nn.utils.clip_grad_norm_(self.parameters(), self.training_config.clip)
+        nn.utils.clip_grad_norm_(self.parameters(), self.clip)
 
     def on_validation_end(self) -> None:
         # not on_validation_epoch_end, the one hook that NNI's one-shot modules do not pass on
@@ -102,7 +76,7 @@ class DistilModule(LightningModule):
             nni.report_final_result(self._metric())
 
     def configure_optimizers(self) -> Any:
-        return optimizer_and_schedule(self, self.training_config)
+        return optimizer_and_schedule(self, **self.optimization)
 
     def _metric(self) -> float:
         metrics = self.trainer.callback_metrics
@@ -139,7 +113,7 @@ class PackedText(LightningDataModule):
     def _load(self) -> tuple[PackedCorpus, PackedCorpus]:
         if self._parts is None:
             packed = pack_source(
-                self.corpus, Teacher.load(teacher_source(self.teacher)).tokenizer, folder=self.cache,
+                self.corpus, Teacher.load(self.teacher).tokenizer, folder=self.cache,
                 sequence_length=self.sequence_length, limit_tokens=self.limit_tokens, seed=self.seed,
             )  # fmt: skip
             self._parts = packed.split(self.validation_rows)
@@ -235,11 +209,10 @@ class DistilEvaluator(Lightning):
             epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size, learning_rate=learning_rate,
             validation_rows=validation_rows, clip=clip,
         )  # fmt: skip
-        training = TrainingConfig(
-            steps=epochs * steps_per_epoch, batch_size=batch_size, lr=learning_rate, weight_decay=weight_decay,
-            clip=clip, checkpoint_every=steps_per_epoch,
-        )  # fmt: skip
-        self._teacher, self._loss, self._training, self._seed = teacher, loss, training, seed
+        self._recipe: dict[str, Any] = {
+            "teacher": teacher, "loss": loss, "seed": seed, "clip": clip,
+            "steps": epochs * steps_per_epoch, "lr": learning_rate, "weight_decay": weight_decay,
+        }  # fmt: skip
         self._epochs, self._accelerator, self._callbacks = epochs, accelerator, list(callbacks)
         data = PackedText(
             teacher=teacher, corpus=corpus, sequence_length=sequence_length, limit_tokens=limit_tokens,
@@ -253,112 +226,14 @@ class DistilEvaluator(Lightning):
         return super().evaluate(model)
 
     def _make_module(self) -> DistilModule:
-        return DistilModule(teacher=self._teacher, loss=self._loss, training=self._training, seed=self._seed)
+        return DistilModule(**self._recipe)
 
     def _make_trainer(self) -> Trainer:
         return Trainer(
             max_epochs=self._epochs, accelerator=self._accelerator, devices=1,
             logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            num_sanity_val_steps=0, callbacks=[SeededSteps(self._seed, "distil"), *self._callbacks],
+            num_sanity_val_steps=0, callbacks=[SeededSteps(self._recipe["seed"], "distil"), *self._callbacks],
         )  # fmt: skip
-
-
-@nni.trace
-class SupernetFitness(MutableEvaluator):
-    """Scores an architecture with a trained supernet's weights: the task's main metric, nothing is trained.
-
-    The frozen model gets the first units of each weight out of the checkpoint, so it works with every model format
-    and execution engine; no supernet is built, and only what the architecture uses is read.
-
-    Args:
-        checkpoint: folder of a supernet fine-tuned on tasks, as the pipeline writes it (weights and task heads).
-        task: as of :func:`elm_nni.data.tasks.load_task`; the checkpoint has a head of that name.
-        tokenizer: the teacher that the supernet was trained with, whose tokenizer is used.
-        rows: size of the search part, carved from the training rows; test rows are never read.
-        max_length: tokens of a row; None takes the task's.
-        seed: of the task's splits.
-
-    Raises:
-        ValueError: a number outside its range.
-        UserError: from the run, a checkpoint without these files or this head.
-
-    Example::
-
-        fitness = SupernetFitness("runs/nano/supernet_tasks", "polarity", tokenizer="offline")
-        NasExperiment(ElmSpace.preset("nano"), fitness, ConstrainedEvolution(limits=limits), config).run()
-    """
-
-    def __init__(
-        self,
-        checkpoint: str,
-        task: str,
-        *,
-        tokenizer: str,
-        rows: int = 512,
-        max_length: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        _require_positive(rows=rows)
-        self.checkpoint, self.task, self.tokenizer = checkpoint, task, tokenizer
-        self.rows, self.max_length, self.seed = rows, max_length, seed
-
-    def evaluate(self, model: nn.Module) -> float:
-        """Reports the metric of a frozen model of the space and returns it."""
-        folder = Path(self.checkpoint)
-        current = nni.get_current_parameter()
-        inherit_weights(model, current.sample, folder / WEIGHTS)
-        data, rows = _search_rows(self.task, self.tokenizer, self.rows, self.max_length, self.seed)
-        module = TaskTraining(
-            model, None, heads={data.name: (data.num_labels, data.kind)},
-            distillation=DistillationConfig(), training=TrainingConfig(),
-        )  # fmt: skip
-        _load_head(module.head(data.name), folder / HEADS, data.name)
-        batches, order = evaluation_batches(rows, data.name)
-        logits_NC = in_row_order(predict(module, batches), order)
-        metric = compute_metric(data.metric, predictions(logits_NC, data.kind).numpy(), rows.labels.numpy())
-        nni.report_final_result(metric)
-        return metric
-
-
-def inherit_weights(model: nn.Module, sample: Mapping[str, Any], weights: Path) -> None:
-    """Gives a frozen model of an ``ElmSpace`` the weights that ``sample`` has in a supernet's safetensors file.
-
-    Raises:
-        UserError: the file is missing, or is of another space.
-    """
-    state = {}
-    try:
-        with safe_open(weights, framework="pt") as tensors:
-            for name, value in model.state_dict().items():
-                part, _, rest = name.partition(".")
-                if part == "layers":
-                    index, _, rest = rest.partition(".")
-                    name_in_supernet = f"layers.{index}.{sample[f'layer{index}']}.{rest}"
-                else:
-                    name_in_supernet = name
-                state[name] = tensors.get_slice(name_in_supernet)[tuple(slice(size) for size in value.shape)]
-        model.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{weights} does not hold the supernet of this space: {reason}") from error
-
-
-@lru_cache(maxsize=2)
-def _search_rows(
-    task: str, tokenizer: str, num_rows: int, max_length: int | None, seed: int
-) -> tuple[TaskData, TaskRows]:
-    # a search evaluates hundreds of models on the same rows
-    data = load_task(task, seed)
-    _, search = split_search_validation(data.train, num_rows, seed)
-    return data, TaskRows(search, Teacher.load(teacher_source(tokenizer)).tokenizer, max_length or data.max_length)
-
-
-def _load_head(head: nn.Module, file: Path, task: str) -> None:
-    try:
-        tensors = load_file(file)
-        head.load_state_dict({name: tensors[f"{head_key(task)}.{name}"] for name in head.state_dict()})
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} has no head that fits task {task!r}") from error
 
 
 def _require_positive(**numbers: Any) -> None:

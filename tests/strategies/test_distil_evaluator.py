@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from elm_nni.errors import UserError
 from elm_nni.search_spaces import ElmSpace
 from elm_nni.strategies import DistilEvaluator, ElmOneShot, SupernetFitness, set_path, to_supernet
-from elm_nni.strategies.evaluators import inherit_weights
+from elm_nni.strategies.supernet_files import inherit_weights, load_head
 
 from .strategy_helpers import run, sequential
 
@@ -159,13 +159,15 @@ def test_inherited_weights_are_those_of_the_frozen_supernet(tiny: dict[str, int]
         sample = supernet.random_sample(generator)
         expected = supernet.freeze(sample)
         model = to_supernet(ElmSpace(**tiny)).freeze(sample)
-        inherit_weights(model, sample, checkpoint / "supernet.safetensors")
+        inherit_weights(model, sample, checkpoint)
         assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_a_checkpoint_that_does_not_fit_is_named(home: Path, tiny: dict[str, int], checkpoint: Path) -> None:
     space = to_supernet(ElmSpace(**(tiny | {"num_layers": 3})))
     sample = space.random_sample(torch.Generator().manual_seed(0))
-    for file in (checkpoint / "supernet.safetensors", home / "missing.safetensors"):
-        with pytest.raises(UserError, match=file.name):
-            inherit_weights(space.freeze(sample), sample, file)
+    for folder in (checkpoint, home / "missing"):
+        with pytest.raises(UserError, match=str(folder / "supernet.safetensors")):
+            inherit_weights(space.freeze(sample), sample, folder)
+    with pytest.raises(UserError, match="no head for task 'topic'"):
+        load_head("topic", checkpoint)

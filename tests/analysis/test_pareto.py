@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elm_nni.report.load import Candidate
-from elm_nni.report.pareto import non_dominated, pareto_front
+from elm_nni.analysis.pareto import non_dominated
 
 
 def brute_force(costs: np.ndarray) -> list[bool]:
@@ -34,24 +33,8 @@ def test_nan_is_never_on_the_front_and_dominates_nothing() -> None:
 
 def test_empty() -> None:
     assert non_dominated(np.zeros((0, 3))).tolist() == []
-    assert pareto_front([]) == ()
 
 
 def test_wrong_dimensions() -> None:
     with pytest.raises(ValueError, match="1 dimensions"):
         non_dominated(np.zeros(3))
-
-
-def candidate(digest: str, metric: float, params: int, latency_ms: float | None) -> Candidate:
-    return Candidate(0, digest, metric, params, latency_ms, "random")
-
-
-def test_metric_counts_upwards_and_costs_downwards() -> None:
-    candidates = [candidate("a", 0.7, 10, 3.0), candidate("b", 0.8, 10, 3.0), candidate("c", 0.6, 5, 9.0),
-                  candidate("d", 0.5, 9, 1.0)]
-    assert [c.digest for c in pareto_front(candidates)] == ["b", "c", "d"]
-
-
-def test_without_any_latency_two_objectives_are_left() -> None:
-    candidates = [candidate("a", 0.7, 10, None), candidate("b", 0.8, 10, None), candidate("c", 0.6, 5, None)]
-    assert [c.digest for c in pareto_front(candidates)] == ["b", "c"]

@@ -1,0 +1,45 @@
+"""Files that are replaced as a whole: a reader sees the earlier content or the new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from elm_nni.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` to a hidden file beside ``path``, flushes it to the disk, and renames it to ``path``.
+
+    The new file has the permissions of any new file. When something goes wrong, ``path`` stays as it was and the hidden
+    file is removed.
+
+    Raises:
+        UserError: the folder is missing or read-only, the disk is full, or ``path`` is a folder.
+
+    Example:
+        >>> write_bytes(Path("plots/budget.png"), png)  # doctest: +SKIP
+    """
+    # Names differ between processes, machines and threads that share a folder.
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` as UTF-8, its line ends unchanged; otherwise as :func:`write_bytes`.
+
+    Example:
+        >>> write_text(Path("runs/nano/report.html"), page)  # doctest: +SKIP
+    """
+    write_bytes(path, text.encode("utf-8"))

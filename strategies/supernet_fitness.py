@@ -1,0 +1,87 @@
+"""An evaluator that scores architectures with a trained supernet's weights.
+
+Shape suffixes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import nni
+import torch
+from nni.mutable import Mutable
+from nni.nas.evaluator import MutableEvaluator
+from torch import nn
+
+from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
+from elm_nni.data.metrics import compute_metric, predictions_of
+from elm_nni.data.tasks import TaskData, load_task, split_search_validation
+from elm_nni.distillation.student import pooled_output
+from elm_nni.distillation.teacher import Teacher
+from elm_nni.strategies.supernet_files import inherit_weights, load_head
+
+
+@nni.trace
+class SupernetFitness(MutableEvaluator):
+    """Scores an architecture with a trained supernet's weights: the task's main metric, nothing is trained.
+
+    The frozen model gets the first units of each weight out of the checkpoint, so it works with every model format
+    and execution engine; no supernet is built, and only what the architecture uses is read.
+
+    Args:
+        checkpoint: folder of a supernet fine-tuned on tasks, as the pipeline writes it (weights and task heads).
+        task: as of :func:`elm_nni.data.tasks.load_task`; the checkpoint has a head of that name.
+        tokenizer: the teacher that the supernet was trained with, whose tokenizer is used.
+        rows: size of the search part, carved from the training rows; test rows are never read.
+        max_length: tokens of a row; None takes the task's.
+        seed: of the task's splits.
+
+    Raises:
+        ValueError: a number outside its range.
+        UserError: from the run, a checkpoint without these files or this head.
+
+    Example::
+
+        fitness = SupernetFitness("runs/nano/supernet_tasks", "polarity", tokenizer="offline")
+        NasExperiment(ElmSpace.preset("nano"), fitness, ConstrainedEvolution(limits=limits), config).run()
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        task: str,
+        *,
+        tokenizer: str,
+        rows: int = 512,
+        max_length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(rows, Mutable) and rows < 1:
+            raise ValueError(f"rows must be >= 1, got {rows!r}")
+        self.checkpoint, self.task, self.tokenizer = checkpoint, task, tokenizer
+        self.rows, self.max_length, self.seed = rows, max_length, seed
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module) -> float:
+        """Reports the metric of a frozen model of the space and returns it."""
+        folder = Path(self.checkpoint)
+        inherit_weights(model, nni.get_current_parameter().sample, folder)
+        data, rows = _search_rows(self.task, self.tokenizer, self.rows, self.max_length, self.seed)
+        head = load_head(data.name, folder).eval()
+        model.eval()
+        batches, order = evaluation_batches(rows, data.name)
+        logits_NC = in_row_order(torch.cat([head(pooled_output(model, batch)) for batch in batches]), order)
+        metric = compute_metric(data.metric, predictions_of(logits_NC, data.kind), rows.labels)
+        nni.report_final_result(metric)
+        return metric
+
+
+@lru_cache(maxsize=2)
+def _search_rows(
+    task: str, tokenizer: str, num_rows: int, max_length: int | None, seed: int
+) -> tuple[TaskData, TaskRows]:
+    # a search evaluates hundreds of models on the same rows
+    data = load_task(task, seed)
+    _, search = split_search_validation(data.train, num_rows, seed)
+    return data, TaskRows(search, Teacher.load(tokenizer).tokenizer, max_length or data.max_length)
