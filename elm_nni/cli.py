@@ -346,7 +346,7 @@ def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
     found = results.get("comparison")
     if found:
         limit, measured = results["latency_ms"]["limit"], results["latency_ms"]["measured"]
-        if limit is not None and measured > limit:
+        if limit is not None and measured is not None and measured > limit:
             lines.append(f"limit missed: {measured:.2f} ms measured, {limit:g} ms allowed, predicted below it")
         lines.append(
             f"ours - {found['against']} on {found['task']}: {found['difference']:+.4f}, "

@@ -108,7 +108,7 @@ def open_session(path: Path, threads: int) -> Any:
     # The threads of a session would spin for a while after a run, beside what is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime's errors have no common base of their own.
         raise UserError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())}") from error

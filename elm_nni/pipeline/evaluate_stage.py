@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.cost.layer_parts import Model
+from elm_nni.cost.onnx_graph import open_session
 from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
 from elm_nni.data.metrics import compute_metric, paired_bootstrap, predictions_of, tfidf_baseline
 from elm_nni.digest import derive_seed
@@ -73,7 +74,7 @@ def elm_system(name: str, folders: dict[str, Path], device: str, note: str = "")
 
 def onnx_system(name: str, files: dict[str, Path], reference: System, threads: int, note: str = "") -> System:
     """The same models as ONNX files in onnxruntime."""
-    sessions = {task: _session(path, threads) for task, path in files.items()}
+    sessions = {task: open_session(path, threads) for task, path in files.items()}
     first = next(iter(files))
     return System(
         name, {task: _onnx_logits(session) for task, session in sessions.items()}, params=reference.params,
@@ -239,14 +240,6 @@ def _classifier_logits(classifier: Classifier) -> Callable[[Batch], Tensor]:
         return classifier.logits(**{name: batch[name].to(device) for name in known if name in batch})
 
     return run
-
-
-def _session(path: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _onnx_logits(session: Any) -> Callable[[Batch], Tensor]:

@@ -82,6 +82,8 @@ def model_card(task: str, results: dict[str, Any] | None) -> str:
             "", "| what | value |", "|---|---|", f"| architecture | `{results['digest']}` |",
             f"| parameters | {results['params']:,} ({results['params_outside_embeddings']:,} outside the embeddings) |",
             f"| {found['metric']}, {found['split']} split, n = {found['n']} | {found['value']:.4f} |",
-            f"| latency, {latency['condition']} | {latency['measured']:.2f} ms |", f"| seed | {results['seed']} |",
+            f"| latency, {latency['condition']} | "
+            + ("not measured |" if latency["measured"] is None else f"{latency['measured']:.2f} ms |"),
+            f"| seed | {results['seed']} |",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
