@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elm_nni.compat.cli import register as register_compat
 from elm_nni.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ latency_app = typer.Typer(help="Latency tables.", no_args_is_help=True)
 store_app = typer.Typer(help="The stage store.", no_args_is_help=True)
 app.add_typer(latency_app, name="latency")
 app.add_typer(store_app, name="store")
+register_compat(app)
 
 RunDir = Annotated[Path, typer.Argument(help="A run directory that `elm-nni run` made.")]
 Store = Annotated[

@@ -39,6 +39,17 @@ def documented() -> dict[str, Any]:
     return {key: parse_count(yaml.safe_load(default)) for key, default in rows}
 
 
+def test_every_repair_of_nni_is_in_its_page() -> None:
+    from elm_nni.compat.manager_repairs import MANAGER_REPAIRS
+    from elm_nni.compat.nas_repairs import NAS_REPAIRS
+    from elm_nni.compat.python_repairs import PYTHON_REPAIRS
+
+    page = (ROOT / "docs" / "nni.md").read_text(encoding="utf-8")
+    rows = [name for cell in re.findall(r"^\| ([^|`]+) \| ", page, flags=re.MULTILINE) for name in cell.split(", ")]
+    names = {repair.name for repair in (*MANAGER_REPAIRS, *PYTHON_REPAIRS, *NAS_REPAIRS)}
+    assert names <= set(rows)
+
+
 def test_every_key_is_documented_with_its_default() -> None:
     assert documented() == dict(settings(Config()))
 

@@ -15,7 +15,7 @@ LEVELS = (
     {"cost"},
     {"strategies", "export", "report"},
     {"pipeline"},
-    {"compat"},
+    {"compat", "tuning"},
     {"cli"},
 )
 TOP = {"cache", "digest", "errors", "files", "seeding", "training"}

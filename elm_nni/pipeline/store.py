@@ -160,7 +160,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number < len(lines) - 1:
                 raise UserError(f"{path} line {number + 1} is damaged: {error}") from error
-            path.write_text("".join(lines[:-1]), encoding="utf-8")
+            # not a rewrite: a kill between emptying and writing would lose every line
+            os.truncate(path, len("".join(lines[:-1]).encode()))
     return values
 
 

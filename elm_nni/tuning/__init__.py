@@ -1,0 +1,1 @@
+"""Optuna around a run and around NNI."""

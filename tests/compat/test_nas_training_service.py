@@ -1,0 +1,166 @@
+"""A NAS experiment with trials in processes of their own: killed, resumed, and as the web UI sees it."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.experiment import NasExperimentConfig
+from nni.tools.nnictl.config_utils import Experiments
+
+from elm_nni.compat.nas_experiment import ResumableNasExperiment
+from elm_nni.compat.nas_record import EvaluationRecord
+
+from . import nas_helpers
+from .conftest import ask, free_port, wait_for
+from .nas_helpers import called, finish, fork, killed_when, quality
+
+NUM_TRIALS = 4
+KILLS = int(os.environ.get("ELM_NNI_KILLS", "3")) // 3
+
+
+def drive(home: Path, port: int, watch: Callable[[ResumableNasExperiment], None] = lambda experiment: None) -> None:
+    """The search of a user's script: its space is in a module that trials can import."""
+    os.chdir(home)
+    sys.path.insert(0, str(home))
+    os.environ |= {"HOME": str(home), "ELM_NNI_CACHE": str(home / "cache"), "PYTHONWARNINGS": "ignore"}
+    os.environ |= {"ELM_NNI_TEST_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    Experiments.__init__.__defaults__ = (str(home / "nni-experiments"),)
+    module = __import__("own_space")
+    config = NasExperimentConfig("ts", "simplified", "local")
+    config.max_trial_number, config.trial_concurrency = NUM_TRIALS, 1
+    evaluator = FunctionalEvaluator(module.evaluate, calls=str(home / "calls"))
+    strategy = module.stock_strategy("RegularizedEvolution")
+    experiment = ResumableNasExperiment(module.Toy(), evaluator, strategy, config, folder=home / "search")
+    experiment.run(port)
+    watch(experiment)
+    experiment.stop()
+
+
+def seen(home: Path, port: int) -> Callable[[ResumableNasExperiment], None]:
+    """Writes what the web UI asks for, and what the search found."""
+
+    def write(experiment: ResumableNasExperiment) -> None:
+        best = experiment.export_top_models()[0]
+        (home / "trials.json").write_text(json.dumps(ask(port, "trial-jobs")))
+        (home / "best.json").write_text(json.dumps([best.sample, best.metric]))
+        models = [model.sample for model in experiment.strategy.list_models(sort=False)]
+        (home / "models.json").write_text(json.dumps(models))
+
+    return write
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def manager(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ELM_NNI_TEST_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Any:
+    shutil.copy(nas_helpers.__file__, tmp_path / "own_space.py")
+    yield tmp_path
+    for process in manager(tmp_path):
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_manager", [False, True], ids=["driver", "driver and manager"])
+def test_a_killed_search_goes_on_and_its_trials_show_their_architecture(home: Path, with_manager: bool) -> None:
+    if with_manager and KILLS < 2:
+        pytest.skip("the long form, with ELM_NNI_KILLS=10, kills the manager too")
+    log, draw = home / "driver.log", random.Random(0)
+    record = home / "search" / "evaluations.jsonl"
+    for target in sorted(draw.choices(range(1, NUM_TRIALS - 1), k=KILLS)):
+        port = free_port()
+        child = fork(lambda port=port: drive(home, port), log)
+
+        def ready(target: int = target) -> bool:
+            return record.exists() and len(set(numbers(record))) >= target
+
+        assert killed_when(child, ready, draw.uniform(0, 6)), log.read_text()
+        if with_manager:
+            for process in manager(home):
+                process.kill()
+        finished = [evaluation.sample for evaluation in EvaluationRecord(record).finished]
+        assert len(finished) >= target
+    port = free_port()
+    finish(fork(lambda: drive(home, port, seen(home, port)), log))
+    # a trial whose metric was received just before the kill does not come to count itself
+    samples = called(home / "calls")
+    assert len(samples) == len({json.dumps(sample, sort_keys=True) for sample in samples}) >= NUM_TRIALS - KILLS
+    assert [evaluation.sample for evaluation in EvaluationRecord(record).finished] == read(home / "models.json")
+    check_undisturbed(home)
+    check_web_ui(home)
+    wait_for(lambda: not manager(home))
+    check_view(home)
+
+
+def numbers(record: Path) -> list[int]:
+    """Of the finished evaluations, without the reader, which would cut off a line that is being written."""
+    lines = record.read_bytes().splitlines(keepends=True)
+    return [json.loads(line)["number"] for line in lines if line.endswith(b"\n")]
+
+
+def check_undisturbed(home: Path) -> None:
+    """The same strategy in this process finds the same architectures in the same order."""
+    config = nas_helpers.sequential("simplified", budget=NUM_TRIALS)
+    evaluator = FunctionalEvaluator(nas_helpers.evaluate, calls=str(home / "whole.calls"))
+    strategy = nas_helpers.stock_strategy("RegularizedEvolution")
+    whole = ResumableNasExperiment(nas_helpers.Toy(), evaluator, strategy, config, folder=home / "whole")
+    whole.run()
+    whole.stop()
+    best = whole.export_top_models()[0]
+    assert read(home / "best.json") == [best.sample, best.metric]
+    assert read(home / "models.json") == called(home / "whole.calls")
+
+
+def check_web_ui(home: Path) -> None:
+    shown = []
+    for trial in (trial for trial in read(home / "trials.json") if trial.get("finalMetricData")):
+        parameters = json.loads(trial["hyperParameters"][0])["parameters"]
+        shown.append(parameters["mutation_summary"])
+        metric = json.loads(json.loads(trial["finalMetricData"][0]["data"]))
+        assert metric["default"] == quality(parameters["mutation_summary"])
+        assert parameters["mutation_summary"] == parameters["sample"]
+    assert sorted(map(str, shown)) == sorted(map(str, read(home / "models.json")))
+
+
+def check_view(home: Path) -> None:
+    """nnictl opens the stopped experiment read-only, with all its trials."""
+    port, experiment = free_port(), read(home / "search" / "experiment.json")["id"]
+    nnictl(home, "view", experiment, "--port", str(port))
+    assert ask(port, "check-status")["status"] == "VIEWED"
+    assert {trial["trialJobId"] for trial in ask(port, "trial-jobs")} == {
+        trial["trialJobId"] for trial in read(home / "trials.json")
+    }
+    nnictl(home, "stop", experiment)
+    wait_for(lambda: not manager(home))
+
+
+def nnictl(home: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ, "HOME": str(home), "ELM_NNI_CACHE": str(home / "cache"), "ELM_NNI_TEST_HOME": str(home),
+        "PYTHONWARNINGS": "ignore", "NNI_CONFIG_DIR": str(home / "nni-config"),
+    }  # fmt: skip
+    script = "import sys; from elm_nni.compat.nnictl import run_nnictl; run_nnictl(sys.argv[1:])"
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,82 @@
+"""The pipeline as trials of a real experiment: what `nnictl create` with `elm-nni trial` shows and shares."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elm_nni.pipeline.store import StageStore
+
+from ..pipeline.conftest import own, settings  # noqa: F401 (a fixture)
+from .conftest import Home, ask, free_port, succeeded, wait_for
+
+pytestmark = pytest.mark.slow
+
+PHASES = [("supernet", 4), ("supernet", 8), ("supernet_tasks", 4), ("supernet_tasks", 8)]
+PHASES += [("search", generation) for generation in range(3)]
+
+
+@pytest.fixture(scope="module")
+def port(home: Home, own: Path) -> int:  # noqa: F811
+    """Plain nnictl runs four trials: two values of eta on each of two supernets."""
+    home.write("base.yaml", yaml.safe_dump(settings(own)))
+    port = free_port()
+    config = home.config(
+        searchSpace={
+            "prune.eta": {"_type": "choice", "_value": [0.3, 0.999]},
+            "growth.top_k": {"_type": "choice", "_value": [1, 3]},
+        },
+        trialCommand=f"{sys.executable} -m elm_nni.cli trial base.yaml --store {home.path / 'store'}",
+        trialConcurrency=1, maxTrialNumber=4, tuner={"name": "GridSearch"},
+    )  # fmt: skip
+    home.stock_nnictl("create", "--config", str(config), "--port", str(port))
+    wait_for(lambda: ask(port, "check-status")["status"] == "DONE", seconds=240)
+    assert len(succeeded(port)) == 4
+    yield port
+    home.stock_nnictl("stop", "--all")
+
+
+def metrics(port: int, kind: str) -> dict[str, list[dict[str, Any]]]:
+    """Trial id to its metrics in the order they came."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in sorted(ask(port, "metric-data"), key=lambda entry: entry["sequence"]):
+        if entry["type"] == kind:
+            found.setdefault(entry["trialJobId"], []).append(json.loads(json.loads(entry["data"])))
+    return found
+
+
+def test_every_epoch_and_generation_is_shown_with_one_metric(port: int) -> None:
+    points = metrics(port, "PERIODICAL")
+    assert len(points) == 4
+    for trial in points.values():
+        assert [(point["phase"], point["step"]) for point in trial] == PHASES
+        assert all(0 <= point["default"] <= 1 for point in trial)
+        assert [point.get("loss", 0) > 0 for point in trial] == [True] * 4 + [False] * 3
+
+
+def test_the_final_result_is_that_of_the_trials_own_run(port: int, home: Home) -> None:
+    jobs = {job["trialJobId"]: json.loads(job["hyperParameters"][0])["parameters"] for job in ask(port, "trial-jobs")}
+    assert sorted((found["prune.eta"], found["growth.top_k"]) for found in jobs.values()) == [
+        (0.3, 1), (0.3, 3), (0.999, 1), (0.999, 3)
+    ]  # fmt: skip
+    for trial, (final,) in metrics(port, "FINAL").items():
+        (run,) = (home.path / "nni-experiments").glob(f"[!_]*/environments/*/trials/{trial}/run")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["prune"]["eta"] == jobs[trial]["prune.eta"]
+        assert config["growth"]["top_k"] == jobs[trial]["growth.top_k"]
+        assert final["default"] == final["reviews"]
+        stages = json.loads((run / "state.json").read_text())["stages"]
+        folder = home.path / "store" / "finetune" / stages["retrain reviews"]["digest"]
+        assert final["reviews"] == json.loads((folder / "scores.json").read_text())["validation"]
+        assert final["params"] > final["params_outside_embeddings"] > 0
+        assert final["latency_ms"] > 0
+        assert not (run / "results.json").exists()
+
+
+def test_trials_share_the_stages_that_they_have_in_common(port: int, home: Home) -> None:
+    built = Counter(name for name, _, _, finished in StageStore(home.path / "store").entries() if finished)
+    assert (built["teacher"], built["supernet"], built["search"], built["prune"]) == (1, 2, 2, 4)
