@@ -320,15 +320,18 @@ def _announce(name: str, result: StageResult) -> None:
 
 
 def _finish(run: Run) -> None:
-    from elm_nni.report import write_report
+    from elm_nni.report import has_packages, write_report
 
     results = run.all()
     _show(results_lines(results, run.directory.path))
-    page = run.directory.path / "report.html"
-    if run.trained or not page.exists():
-        write_report(run.directory.path)
     if not run.trained:
         _say(f"All {run.num_stages} stages were finished already: nothing was trained.")
+    page = run.directory.path / "report.html"
+    if not has_packages():
+        _say('no report was drawn: pip install "elm-nni[viz]", then elm-nni report ' + str(run.directory.path))
+        return
+    if run.trained or not page.exists():
+        write_report(run.directory.path)
     _say(f"report: {page}")
 
 

@@ -12,7 +12,8 @@ import typer.main
 import yaml
 
 from elm_nni.cli import app
-from elm_nni.pipeline.config import Config, TaskConfig, parse_count, preset_names
+from elm_nni.pipeline.config import Config, TaskConfig, preset_names
+from elm_nni.pipeline.conversion import parse_count
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

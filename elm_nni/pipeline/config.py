@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from elm_nni.errors import UserError
+from elm_nni.pipeline.conversion import build, plain
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -80,6 +78,11 @@ class TaskConfig:
     kind: Literal["classification", "regression"] = "classification"
     metric: str | None = None
     max_length: int | None = None
+
+    @classmethod
+    def from_text(cls, text: str) -> TaskConfig:
+        """A known task by its name."""
+        return cls(name=text)
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries and lists."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
 
 def preset_names() -> list[str]:
@@ -274,28 +277,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-
-
-def parse_count(value: Any) -> Any:
-    """``"10M"`` to 10,000,000, ``"30k"`` to 30,000; anything else unchanged."""
-    if isinstance(value, str) and value[-1:] in "kKmM" and value[:-1].replace(".", "", 1).isdigit():
-        return float(value[:-1]) * (1e6 if value[-1] in "mM" else 1e3)
-    return value
-
-
-def build(kind: type, values: Any, path: str = "") -> Any:
-    """Builds a settings dataclass from nested plain values, refusing unknown keys and wrong types."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path or 'configuration'}: expected keys and values, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    known = [item.name for item in fields(kind)]
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {path}{nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
-            raise UserError(f"unknown key {path}{key}{hint}")
-    converted = {key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()}
-    return kind(**converted)
 
 
 def validate(config: Config) -> None:
@@ -412,47 +393,3 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(target, dict):
             raise UserError(f"{dotted}: {name} has no keys of its own")
     target[last] = value
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _convert(next(argument for argument in arguments if argument is not type(None)), value, path)
-    if is_dataclass(hint) and isinstance(hint, type):
-        if hint is TaskConfig and isinstance(value, str):
-            return TaskConfig(name=value)
-        return build(hint, value, f"{path}.")
-    if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(arguments[0], item, path) for item in items)
-    if origin is Literal:
-        # YAML reads a bare off as false
-        value = "off" if value is False and "off" in arguments else value
-        if value not in arguments:
-            raise UserError(f"{path}: {value!r} is not allowed; it must be one of {', '.join(map(str, arguments))}")
-        return value
-    return _scalar(hint, value, path)
-
-
-def _scalar(kind: type, value: Any, path: str) -> Any:
-    value = parse_count(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if kind is float or float(value).is_integer():
-            return kind(value)
-    elif isinstance(value, kind):
-        return value
-    raise UserError(f"{path}: {value!r} is not allowed; it must be of type {kind.__name__}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -6,8 +6,9 @@ import pytest
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.errors import UserError
-from elm_nni.pipeline.config import Config, load_config, parse_assignment, parse_count, preset_names
+from elm_nni.pipeline.config import Config, load_config, parse_assignment, preset_names
 from elm_nni.pipeline.context import latency_condition
+from elm_nni.pipeline.conversion import parse_count
 from elm_nni.search_spaces import PRESETS
 
 
