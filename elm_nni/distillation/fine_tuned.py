@@ -103,6 +103,7 @@ def fine_tune_teacher(
     label_names: Sequence[str],
     folder: str | Path,
     *,
+    token_type_ids: Sequence[Sequence[int]] | None = None,
     epochs: int = 2,
     lr: float = 5e-5,
     batch_size: int = 32,
@@ -118,6 +119,7 @@ def fine_tune_teacher(
         labels: class numbers (N,) of an integer type, or float targets (N,) for a regression.
         label_names: names of the classes; one name for a regression.
         folder: where model and tokenizer are written; readable by :func:`load_classifier`.
+        token_type_ids: segment of each token, for pairs of texts; None where the tokenizer has none.
 
     Returns:
         The folder.
@@ -131,11 +133,13 @@ def fine_tune_teacher(
         fine_tune_teacher(teacher, ids, labels_N, ["negative", "positive"], "./teacher-polarity", epochs=2)
     """
     _check_settings(input_ids, labels, label_names, epochs=epochs, lr=lr, batch_size=batch_size)
+    if token_type_ids is not None and [len(row) for row in token_type_ids] != [len(row) for row in input_ids]:
+        raise ValueError("token_type_ids have other lengths than input_ids: must have one for each token")
     tokenizer = teacher.tokenizer
     with torch.random.fork_rng(devices=[teacher.device] if teacher.device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = _with_task_head(teacher, label_names, regression=labels.is_floating_point())
-        _train(model, input_ids, labels, epochs=epochs, lr=lr, batch_size=batch_size)
+        _train(model, input_ids, token_type_ids, labels, epochs=epochs, lr=lr, batch_size=batch_size)
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -207,8 +211,9 @@ def _with_task_head(teacher: Teacher, label_names: Sequence[str], *, regression:
 
 
 def _train(
-    model: Any, input_ids: Sequence[Sequence[int]], labels: Tensor, *, epochs: int, lr: float, batch_size: int
-) -> None:
+    model: Any, input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None, labels: Tensor, *,
+    epochs: int, lr: float, batch_size: int,
+) -> None:  # fmt: skip
     num_steps = epochs * -(-len(input_ids) // batch_size)
     warm_up = max(1, num_steps // 10)
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=0.01)
@@ -223,7 +228,11 @@ def _train(
             ids = [torch.tensor(list(input_ids[row]), device=device) for row in rows.tolist()]
             mask_BT = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
             ids_BT = pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id)
-            loss = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels[rows].to(device)).loss
+            inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels[rows].to(device)}
+            if token_type_ids is not None:
+                types = [torch.tensor(list(token_type_ids[row]), device=device) for row in rows.tolist()]
+                inputs["token_type_ids"] = pad_sequence(types, batch_first=True)
+            loss = model(**inputs).loss
             optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)

@@ -104,13 +104,15 @@ def _fine_tuned_classifier(context: Context, task: Task, folder: Path) -> FineTu
     how = context.config.teacher
     target = _classifier_folder(context, folder, task.name)
     if how.head == "finetune" and not target.exists():
-        ids = [task.train[index]["input_ids"].tolist() for index in range(len(task.train))]
+        rows = [task.train[index] for index in range(len(task.train))]
+        ids = [row["input_ids"].tolist() for row in rows]
+        types = [row["token_type_ids"].tolist() for row in rows] if "token_type_ids" in rows[0] else None
         # renamed when complete: a killed run must not find half a model
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         fine_tune_teacher(
             context.teacher, ids, task.train.labels, task.data.label_names or (task.name,), partial,
-            epochs=how.finetune_epochs, lr=how.finetune_lr, seed=context.config.seed,
+            token_type_ids=types, epochs=how.finetune_epochs, lr=how.finetune_lr, seed=context.config.seed,
         )  # fmt: skip
         partial.rename(target)
     return _load_folder(context, task, target)

@@ -68,6 +68,22 @@ def test_fine_tunes_saves_and_loads(family, build_model, tokenizer, rows, tmp_pa
     assert reference.config.id2label == {0: "negative", 1: "positive"}
 
 
+def test_segments_of_a_pair_are_read(build_model, tokenizer, tmp_path):
+    teacher = Teacher(build_model("bert"), tokenizer=tokenizer)
+    # the same tokens in every row: the class is in the segments alone
+    ids = [[2, 5, 6, 7, 3]] * 64
+    types = [[0, 0, 0, 1, 1] if n % 2 else [0, 1, 1, 1, 1] for n in range(64)]
+    labels = torch.tensor([n % 2 for n in range(64)])
+    folder = fine_tune_teacher(
+        teacher, ids, labels, NAMES, tmp_path / "pairs", token_type_ids=types, epochs=12, lr=2e-3, batch_size=16
+    )
+    filled, mask = padded(ids)
+    logits = load_classifier(folder, NAMES, tokenizer).logits(filled, mask, token_type_ids=torch.tensor(types))
+    assert torch.equal(logits.argmax(1), labels)
+    with pytest.raises(ValueError, match="token_type_ids have other lengths"):
+        fine_tune_teacher(teacher, ids, labels, NAMES, tmp_path / "x", token_type_ids=types[:-1])
+
+
 def test_is_seeded(build_model, tokenizer, rows, tmp_path):
     ids, labels = rows
     teacher = Teacher(build_model("bert"), tokenizer=tokenizer)
