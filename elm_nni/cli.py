@@ -133,6 +133,42 @@ def trial(
     _say(json.dumps(result))
 
 
+@app.command()
+def tune(
+    source: Annotated[Path, typer.Argument(help="A tuning file: base run, keys to tune, objectives.")],
+    out: Annotated[Path | None, typer.Option("--dir", help="Folder of the study. Default: studies/NAME.")] = None,
+    proxy: Annotated[bool, typer.Option("--proxy", help="Cheap trials, in a study of their own.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the estimated hours and stop.")] = False,
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Tune keys of a run with Optuna. Start it again to go on, or several times at once for more workers.
+
+    Example: elm-nni tune examples/optuna/eta_topk.yaml
+    """
+    from elm_nni.tuning.tune_file import load_tuning
+
+    tuning = load_tuning(source)
+    stages, folder = _store(store), out or Path("studies") / tuning.name
+    with _library(verbose):
+        import optuna
+
+        from elm_nni.tuning.estimate import estimate
+        from elm_nni.tuning.study import TuningStudy
+
+        if not verbose:
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _show(estimate(tuning, stages, proxy=proxy))
+        if plan:
+            return
+        study = TuningStudy(tuning, folder, stages, proxy=proxy, announce=_say)
+        study.run()
+        for found in study.best():
+            values = ", ".join(f"{name} {value:.4g}" for name, value in zip(tuning.objectives, found.values))
+            _say(f"best: trial {found.number}, {values}: {json.dumps(found.params)}")
+        _say(f"study {study.name} in {study.url}; to look at it: optuna-dashboard {study.url}")
+
+
 def _stage(name: str, help_text: str, build: Callable[[Run], Any]) -> None:
     def command(run_dir: RunDir, store: Store = None, verbose: Verbose = False) -> None:
         with _library(verbose):

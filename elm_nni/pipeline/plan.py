@@ -50,7 +50,7 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
         supernet_stage.supernet_inputs(context, {"student": chosen["student"], "teacher": chosen["teacher"]}),
     )
     teacher = store.finished("teacher", teacher_stage.teacher_inputs(context))
-    seconds = _seconds(context, chosen)
+    seconds = estimated_seconds(context, chosen)
     lines = [f"{'stage':<26}{'steps':>9}{'hours':>9}  state"]
     for name, steps, spent in seconds:
         found = {"supernet": supernet, "teacher": teacher}.get(name)
@@ -66,7 +66,8 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
     return lines
 
 
-def _seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[str, int, float]]:
+def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """Name, steps and seconds of the stages that take time, from the seconds that the precision stage measured."""
     config = context.config
     per_token = (chosen["student_seconds"][chosen["student"]] + chosen["teacher_seconds"][chosen["teacher"]]) / chosen[
         "tokens"

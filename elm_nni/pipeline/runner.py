@@ -177,6 +177,26 @@ class Run:
             inherited = self.prune()
         return self.train(self.architecture(), "retrain", inherited)
 
+    def validate(self) -> dict[str, float]:
+        """What tuning compares runs by: the trained winner on validation rows, and its costs; test rows stay unread.
+
+        Returns:
+            ``validation``, the mean over tasks of the main metric; ``params``; ``params_outside_embeddings``;
+            ``latency_ms``, predicted by the table; and each task's metric by its name.
+        """
+        scores = {
+            name: float(json.loads((model.folder / "scores.json").read_text(encoding="utf-8"))["validation"])
+            for name, model in self.retrain().items()
+        }
+        architecture, settings = self.architecture(), self.context.settings
+        return {
+            "validation": sum(scores.values()) / len(scores),
+            "params": count_parameters(architecture, settings),
+            "params_outside_embeddings": parameters_outside_embeddings(architecture, settings),
+            "latency_ms": round(self.latency().predict(architecture), 4),
+            **scores,
+        }
+
     def uniform(self) -> dict[str, StageResult]:
         """The uniform ``bert`` architecture of the winner's size, trained the same way; empty if there is none."""
         size = parameters_outside_embeddings(self.architecture(), self.context.settings)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nni
-import numpy as np
 
-from elm_nni.cost.parameters import count_parameters, parameters_outside_embeddings
 from elm_nni.pipeline.config import load_config
 from elm_nni.pipeline.probe import Point
 from elm_nni.pipeline.runner import Run
@@ -51,19 +48,8 @@ def run_trial(
     parameters = nni.get_next_parameter() or {}
     config = load_config(source, {**(overrides or {}), **_flat(parameters)})
     run = Run(config, store, _directory(source), announce, _report)
-    models = run.retrain()
-    scores = {
-        name: json.loads((model.folder / "scores.json").read_text(encoding="utf-8"))["validation"]
-        for name, model in models.items()
-    }
-    architecture, settings = run.architecture(), run.context.settings
-    result = {
-        "default": float(np.mean(list(scores.values()))),
-        "params": count_parameters(architecture, settings),
-        "params_outside_embeddings": parameters_outside_embeddings(architecture, settings),
-        "latency_ms": round(run.latency().predict(architecture), 4),
-        **scores,
-    }
+    found = run.validate()
+    result = {"default": found.pop("validation"), **found}
     nni.report_final_result(result)
     return result
 

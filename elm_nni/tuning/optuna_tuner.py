@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
 import threading
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +17,12 @@ from nni.tuner import Tuner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from elm_nni.digest import derive_seed
+from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
 from elm_nni.tuning.nni_space import NniSpace
 
 logger = logging.getLogger(__name__)
 
 PARAMETERS, EXPERIMENT = "nni_parameters", "nni_experiment"
-_SAMPLERS = {
-    "tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler",
-    "nsgaii": "NSGAIISampler", "nsgaiii": "NSGAIIISampler", "grid": "GridSampler", "bruteforce": "BruteForceSampler",
-}  # fmt: skip
-
 
 class OptunaTuner(Tuner):
     """Tunes an NNI experiment with a sampler of Optuna.
@@ -72,14 +66,14 @@ class OptunaTuner(Tuner):
     ) -> None:
         if optimize_mode not in ("maximize", "minimize"):
             raise ValueError(f"optimize_mode is {optimize_mode!r}; allowed: maximize, minimize")
-        if str(sampler).lower() not in _SAMPLERS:
-            raise ValueError(f"sampler is {sampler!r}; allowed: {', '.join(_SAMPLERS)}")
         self._experiment = str(Path(dispatcher_env_vars.NNI_CHECKPOINT_DIRECTORY or ".").absolute())
-        self._kind = str(sampler).lower()
+        self._kind = sampler_kind(sampler)
+        self._arguments = checked_arguments(self._kind, sampler_args or {})
         self._study = _open(storage or _own_file(), study_name, optimize_mode)
-        # a resumed sampler must not draw again what it drew before
-        seed = None if seed is None else derive_seed(seed, "tuner", len(self._study.trials)) % 2**32
-        self._arguments = _checked(self._kind, dict(sampler_args or {}), seed)
+        # a resumed sampler must not draw again what it drew before; a grid's trials refer to its order
+        if seed is not None and self._kind != "grid":
+            seed = derive_seed(seed, "tuner", len(self._study.trials)) % 2**32
+        self._seed = seed
         self._live: dict[int, int] = {}
         self._ended: set[int] = set()
         self._space: NniSpace | None = None
@@ -92,8 +86,8 @@ class OptunaTuner(Tuner):
             ValueError: it holds a parameter that cannot be drawn.
         """
         self._space = NniSpace(search_space)
-        grid = (self._space.grid(),) if self._kind == "grid" else ()
-        self._study.sampler = _sampler(self._kind)(*grid, **self._arguments)
+        grid = self._space.grid() if self._kind == "grid" else None
+        self._study.sampler = make_sampler(self._kind, self._arguments, seed=self._seed, grid=grid)
 
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> dict[str, Any]:
         """Parameters of a new trial.
@@ -200,35 +194,6 @@ class OptunaTuner(Tuner):
 def trials_of(storage: str, study_name: str = "nni") -> list[FrozenTrial]:
     """All trials of an experiment's study, for analysis outside of it."""
     return optuna.load_study(study_name=study_name, storage=storage).get_trials()
-
-
-def _sampler(kind: str) -> Any:
-    # optuna loads a sampler's module when it is asked for
-    return getattr(optuna.samplers, _SAMPLERS[kind])
-
-
-def _checked(kind: str, arguments: dict[str, Any], seed: int | None) -> dict[str, Any]:
-    allowed = {
-        name
-        for name, item in inspect.signature(_sampler(kind)).parameters.items()
-        if item.kind != inspect.Parameter.VAR_KEYWORD and name != "search_space"
-    }
-    for name in arguments:
-        if name not in allowed:
-            raise ValueError(f"sampler_args has {name!r}; {kind} takes {', '.join(sorted(allowed))}")
-    if kind == "tpe":
-        arguments.setdefault("constant_liar", True)
-    if seed is not None and "seed" in allowed:
-        arguments.setdefault("seed", seed)
-    if kind != "grid":
-        # bad values are found here, not when the first trial is asked for
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _sampler(kind)(**arguments)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"sampler_args {arguments!r} do not fit {kind}: {error}") from error
-    return arguments
 
 
 def _open(storage: str, name: str, mode: Literal["maximize", "minimize"]) -> optuna.Study:

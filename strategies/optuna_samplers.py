@@ -1,0 +1,91 @@
+"""Samplers of Optuna by name, with their arguments checked before a study exists."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+SAMPLERS = {
+    "tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler",
+    "nsgaii": "NSGAIISampler", "nsgaiii": "NSGAIIISampler", "grid": "GridSampler", "bruteforce": "BruteForceSampler",
+}  # fmt: skip
+
+
+def sampler_kind(name: str) -> str:
+    """The name in its one spelling.
+
+    Raises:
+        ValueError: it is none of :data:`SAMPLERS`.
+    """
+    kind = str(name).lower()
+    if kind not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}; allowed: {', '.join(SAMPLERS)}")
+    return kind
+
+
+def sampler_class(kind: str) -> Any:
+    """The class of a kind; Optuna loads a sampler's module when it is asked for."""
+    return getattr(optuna.samplers, SAMPLERS[kind])
+
+
+def checked_arguments(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a sampler, tried out unless it is a grid, which needs its space.
+
+    TPE gets ``constant_liar`` unless told otherwise, since trials run side by side, and brute force no premature stop,
+    which would leave out what another worker was drawing.
+
+    Raises:
+        ValueError: naming the argument and what is allowed.
+
+    Example:
+        >>> checked_arguments("tpe", {"n_startup_trials": 5})
+        {'n_startup_trials': 5, 'constant_liar': True}
+    """
+    arguments = dict(arguments)
+    allowed = _parameters(kind) - {"search_space"}
+    for name in arguments:
+        if name not in allowed:
+            raise ValueError(f"sampler_args has {name!r}; {kind} takes {', '.join(sorted(allowed))}")
+    defaults = {"tpe": {"constant_liar": True}, "bruteforce": {"avoid_premature_stop": True}}
+    arguments = arguments | {k: v for k, v in defaults.get(kind, {}).items() if k not in arguments}
+    if kind != "grid":
+        # bad values are found here, not when the first trial is asked for
+        try:
+            _quiet(kind, arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sampler_args {arguments!r} do not fit {kind}: {error}") from error
+    return arguments
+
+
+def make_sampler(
+    kind: str, arguments: Mapping[str, Any], *, seed: int | None, grid: Mapping[str, Any] | None = None
+) -> optuna.samplers.BaseSampler:
+    """A sampler with ``arguments`` of :func:`checked_arguments`.
+
+    Args:
+        seed: used by samplers that take one, unless the arguments hold another. A grid's seed is the order of its
+            cells, which its trials refer to by number: keep it the same when a study goes on.
+        grid: label to values, for ``grid`` alone.
+    """
+    arguments = dict(arguments)
+    if seed is not None and "seed" in _parameters(kind):
+        arguments.setdefault("seed", seed)
+    if kind == "grid":
+        arguments["search_space"] = dict(grid or {})
+    return _quiet(kind, arguments)
+
+
+def _parameters(kind: str) -> set[str]:
+    items = inspect.signature(sampler_class(kind)).parameters.items()
+    return {name for name, item in items if item.kind != inspect.Parameter.VAR_KEYWORD}
+
+
+def _quiet(kind: str, arguments: Mapping[str, Any]) -> Any:
+    # several samplers warn that they are experimental
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sampler_class(kind)(**arguments)
