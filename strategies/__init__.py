@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
     from elm_nni.strategies.growth import Growable, GrowthEvent, GrowthRecord, PcaGrowth
     from elm_nni.strategies.growth_callback import GrowthCallback
-    from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned
+    from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned, save_pruned
     from elm_nni.strategies.one_shot import ElmOneShot, set_path, to_supernet
     from elm_nni.strategies.relational_kd import RelationalKD
     from elm_nni.strategies.supernet_fitness import SupernetFitness
@@ -22,7 +22,7 @@ _MODULES = {
     "evolution": ("Constraints", "Evolution", "Individual", "Limit"),
     "growth": ("Growable", "GrowthEvent", "GrowthRecord", "PcaGrowth"),
     "growth_callback": ("GrowthCallback",),
-    "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned"),
+    "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned", "save_pruned"),
     "one_shot": ("ElmOneShot", "set_path", "to_supernet"),
     "relational_kd": ("RelationalKD",),
     "supernet_fitness": ("SupernetFitness",),
@@ -47,6 +47,7 @@ __all__ = [
     "RelationalKD",
     "SupernetFitness",
     "load_pruned",
+    "save_pruned",
     "set_path",
     "to_supernet",
 ]

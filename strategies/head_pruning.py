@@ -1,6 +1,6 @@
 """Fewer attention heads where several say the same, judged by CKA; without NNI or Lightning (arXiv 2510.27037).
 
-Shape suffixes: B batch, T tokens, D hidden, H heads, K head_dim, C = H * K channels of all heads, W output width.
+Shape suffixes: B batch, T tokens, D hidden, H heads, K head_dim, C = H * K channels of all heads.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from elm_nni.analysis.cka import HeadSimilarity
 from elm_nni.distillation.taps import Taps
 from elm_nni.errors import UserError
 from elm_nni.modeling import (
-    BLOCKS,
-    Attention,
-    Block,
     ElmForCausalLM,
     ElmForMaskedLM,
     ElmForQuestionAnswering,
@@ -32,8 +30,8 @@ from elm_nni.modeling import (
     ElmModel,
     ElmPreTrainedModel,
 )
-from elm_nni.modeling.blocks_elm import projection_names
-from elm_nni.search_spaces.architecture import architecture_digest, layer_specs
+from elm_nni.search_spaces.architecture import architecture_digest
+from elm_nni.strategies.elm_heads import ElmHeads, slice_heads
 from elm_nni.strategies.head_plan import (
     HeadPlan,
     LayerHeads,
@@ -44,8 +42,10 @@ from elm_nni.strategies.head_plan import (
     check_settings,
     eta_sweep,
     fused_num_heads,
+    head_sizes,
     judge,
 )
+from elm_nni.strategies.stock_heads import MAP_FILE, StockHeads, load_stock, save_stock
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Fewer sequences than this make CKA noisy.
 MIN_SEQUENCES = 512
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "document_ids")
 _CLASSES: dict[str, type[ElmPreTrainedModel]] = {
     one.__name__: one
     for one in (
@@ -74,6 +73,7 @@ __all__ = [
     "eta_sweep",
     "fused_num_heads",
     "load_pruned",
+    "save_pruned",
     "slice_heads",
     "validate_plan",
 ]
@@ -85,6 +85,12 @@ class CkaHeadPruner:
     Of a group of similar heads the first stays. ``remove`` takes the others out of all projections, which saves
     parameters. ``fuse`` (the paper's way) regroups the same channels into fewer, wider heads, which saves none:
     the head count becomes the next divisor of the layer's channels at or below the number of kept heads.
+
+    It takes our ``ElmModel``, and of transformers the classes around BERT's, RoBERTa's, DistilBERT's and GPT-2's
+    self-attention (``BertModel``, ``RobertaForSequenceClassification``, ``GPT2LMHeadModel``, ...), or a module of your
+    own that holds one of them. Cross-attention, subclasses of those attentions, adapters and quantised layers are
+    refused. A pruned stock model still is of its stock class and runs, trains and generates as before, but its
+    configuration cannot say its heads: keep it by :func:`save_pruned`.
 
     Args:
         eta: CKA above which two heads are the same, in [0, 1].
@@ -117,16 +123,18 @@ class CkaHeadPruner:
         with constant context is similar to none. Fewer than 512 sequences are warned of.
 
         Args:
-            model: an ``ElmModel``, or any module that holds one.
-            batches: dicts of (B, T) tensors: ``input_ids``, and optionally ``attention_mask``, ``token_type_ids`` and
-                ``document_ids``; other keys are passed over. Read once, one at a time.
+            model: an ``ElmModel``, a stock model, or any module that holds one.
+            batches: dicts of (B, T) tensors: ``input_ids``, and optionally ``attention_mask``, ``token_type_ids``,
+                for an ``ElmModel`` ``document_ids`` and for a stock model ``position_ids``; other keys, and those that
+                the model does not take, are passed over. Read once, one at a time.
 
         Raises:
-            UserError: the model holds not exactly one ``ElmModel``, or the batches hold no ``input_ids`` or no token.
+            UserError: the model holds not exactly one encoder, or attention that is not known (named, with the known
+                ones); the batches hold no ``input_ids``, no token, or packed documents for a stock model.
             ValueError: too few samples for CKA (four), or features that are NaN.
         """
-        encoder = _encoder(model)
-        similarities, num_sequences = _measure(encoder, batches, self.samples)
+        heads = heads_of(model)
+        similarities, num_sequences = _measure(heads, batches, self.samples)
         if num_sequences < MIN_SEQUENCES:
             logger.warning(
                 "heads were compared on %d sequences; at least %d make the similarities reliable",
@@ -143,7 +151,7 @@ class CkaHeadPruner:
             min_heads=self.min_heads,
             samples=self.samples,
             num_sequences=num_sequences,
-            source=encoder.config.architecture,
+            source=heads.architecture,
             layers=layers,
         )
 
@@ -152,19 +160,14 @@ class CkaHeadPruner:
 
         All other weights, the task heads, tied weights, dtype, device and training modes are copied. With
         ``remove``, outputs are unchanged up to rounding where the removed heads had no weight in the output projection.
+        A stock model's configuration is left as it is: its ``num_attention_heads`` is the number before.
 
         Raises:
             UserError: the plan was made for another architecture.
         """
         validate_plan(plan, model)
         pruned = copy.deepcopy(model)
-        encoder = _encoder(pruned)
-        # One configuration object serves the copy, its encoder and every block.
-        encoder.config.layers = layer_specs(plan.architecture)
-        for block, layer in zip(cast(Iterable[Block], encoder.layers), plan.layers):
-            if layer.after != layer.before:
-                kept = layer.kept if plan.mode == "remove" else range(layer.before)
-                block.attention = _pruned_attention(block.attention, encoder.config, layer, kept)
+        heads_of(pruned).prune(plan)
         return pruned
 
     def cka_after(self, plan: HeadPlan, pruned: nn.Module, batches: Iterable[Batch]) -> HeadPlan:
@@ -173,13 +176,13 @@ class CkaHeadPruner:
         Raises:
             UserError: as :meth:`plan`, or ``pruned`` has not the architecture that the plan gives.
         """
-        encoder = _encoder(pruned)
-        if (found := encoder.config.architecture) != plan.architecture:
+        heads = heads_of(pruned)
+        if (found := heads.architecture) != plan.architecture:
             raise UserError(
                 f"the pruned model has architecture {architecture_digest(found)}; it must be "
                 f"{architecture_digest(plan.architecture)}, which the head plan gives"
             )
-        similarities, _ = _measure(encoder, batches, plan.samples)
+        similarities, _ = _measure(heads, batches, plan.samples)
         layers = tuple(
             replace(layer, cka_after=_cka(similarity)) for layer, similarity in zip(plan.layers, similarities)
         )
@@ -190,108 +193,94 @@ def validate_plan(plan: HeadPlan, model: nn.Module) -> None:
     """Refuse a plan that was made for another architecture than the model's.
 
     Raises:
-        UserError: naming both architectures, or the model holds not exactly one ``ElmModel``.
+        UserError: naming both architectures, or as :meth:`CkaHeadPruner.plan` of the model.
     """
-    if (found := architecture_digest(_encoder(model).config.architecture)) != plan.digest:
+    if (found := architecture_digest(heads_of(model).architecture)) != plan.digest:
         raise UserError(
             f"the head plan is for architecture {plan.digest}, the model has {found}; plan the heads of this model"
         )
 
 
-def load_pruned(folder: str | os.PathLike[str]) -> ElmPreTrainedModel:
-    """The pruned model that ``save_pretrained`` wrote, of the class it was saved as, in evaluation mode.
+def save_pruned(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write a model that :meth:`CkaHeadPruner.apply` gave (fine-tuned since, or not) so that ``load_pruned`` reads it.
 
-    Nothing about pruning is needed to load it, so ``from_pretrained`` of that class does the same.
+    An ``ElmModel`` or one of its task models is written by its ``save_pretrained``. Stock classes of transformers have
+    one number of heads for all layers and one head_dim that follows from it, so their ``from_pretrained`` cannot load
+    unequal layers. Weights of a stock model are therefore written as ``model.pruned.safetensors``, which
+    ``from_pretrained`` does not look for: it ends with "no file named model.safetensors". ``head_map.json`` beside them
+    has the class, and heads and head_dim of each layer as they are in the model. After a plain ``save_pretrained``
+    instead, ``from_pretrained`` ends with mismatched sizes (``remove``) or has, unnoticed, the heads before (``fuse``).
 
     Raises:
-        UserError: the folder has no ``config.json``, or it names none of the classes of ``elm_nni.modeling``.
+        UserError: not an ``ElmModel`` or a model of a class of transformers, or one that cannot be pruned.
 
     Example::
 
-        pruner.apply(model, plan).save_pretrained("pruned")
+        save_pruned(pruner.apply(model, plan), "pruned")
         model = load_pruned("pruned")
     """
+    if isinstance(model, ElmPreTrainedModel):
+        model.save_pretrained(folder)
+    else:
+        save_stock(model, folder)
+
+
+def load_pruned(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """The model that :func:`save_pruned` wrote, of the class it was saved as, in evaluation mode.
+
+    An ``ElmModel``, or one of its task models, is also loaded by ``from_pretrained`` of its class; its configuration
+    has its heads.
+
+    Raises:
+        UserError: the folder has no ``config.json``, no head map and none of our classes, or is damaged.
+
+    Example::
+
+        model = load_pruned("pruned")
+        model(input_ids, attention_mask).last_hidden_state
+    """
+    if (Path(folder) / MAP_FILE).is_file():
+        return load_stock(folder)
     config_path = Path(folder) / "config.json"
     if not config_path.is_file():
-        raise UserError(f"{folder} has no config.json; it must be a folder that save_pretrained wrote")
+        raise UserError(f"{folder} has no config.json; it must be a folder that save_pruned wrote")
     names = json.loads(config_path.read_text(encoding="utf-8")).get("architectures") or []
     if len(names) != 1 or names[0] not in _CLASSES:
-        raise UserError(f"{config_path} names the classes {names}; it must be one of {', '.join(_CLASSES)}")
+        raise UserError(
+            f"{config_path} names the classes {names}; it must be one of {', '.join(_CLASSES)}, "
+            f"or {MAP_FILE} of save_pruned must be beside it"
+        )
     return _CLASSES[names[0]].from_pretrained(Path(folder)).eval()
 
 
-def slice_heads(
-    projections: Mapping[str, Tensor], output_weight: Tensor, *, kept: Sequence[int], head_dim: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Copies of the input projections and of the output projection that hold only the kept heads, in the order given.
-
-    Args:
-        projections: name to a weight (H * K, D) or a bias (H * K,), heads one after another along the first
-            dimension. A projection that two roles share is one entry.
-        output_weight: (W, H * K).
-        kept: heads to keep, each once; at least one.
-        head_dim: channels K of a head.
-
-    Returns:
-        The sliced projections under their names, and the output weight (W, len(kept) * K).
+def heads_of(model: nn.Module) -> ElmHeads | StockHeads:
+    """The attention heads of the one encoder in ``model``.
 
     Raises:
-        ValueError: sizes that are not as many heads of ``head_dim``, or ``kept`` empty, repeated or out of range.
-
-    Example::
-
-        sliced, output_WC = slice_heads({"query.weight": query_CD}, output_WC, kept=[0, 2], head_dim=44)
+        UserError: as :meth:`CkaHeadPruner.plan` of the model.
     """
-    if head_dim < 1:
-        raise ValueError(f"head_dim={head_dim}: must be at least 1")
-    num_channels = output_weight.shape[-1]
-    for name, tensor in projections.items():
-        if tensor.shape[0] != num_channels:
-            raise ValueError(f"{name} has {tensor.shape[0]} rows: must be {num_channels}, as output_weight has columns")
-    num_heads, rest = divmod(num_channels, head_dim)
-    if rest:
-        raise ValueError(f"head_dim={head_dim}: must divide the {num_channels} columns of output_weight")
-    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(num_heads)):
-        raise ValueError(f"kept={list(kept)}: must be distinct heads from 0 to {num_heads - 1}, at least one")
-    channels = torch.arange(num_channels).view(num_heads, head_dim)[list(kept)].flatten()
-    sliced = {name: tensor.index_select(0, channels.to(tensor.device)) for name, tensor in projections.items()}
-    return sliced, output_weight.index_select(1, channels.to(output_weight.device))
+    encoders = [module for module in model.modules() if isinstance(module, ElmModel)]
+    if len(encoders) > 1:
+        raise UserError(f"{type(model).__name__} holds {len(encoders)} modules of class ElmModel; it must hold one")
+    return ElmHeads(encoders[0]) if encoders else StockHeads(model)
 
 
-def _pruned_attention(attention: Attention, config: Any, layer: LayerHeads, kept: Sequence[int]) -> Attention:
-    """The attention of a fresh block with the new sizes and the kept heads' weights."""
-    spec = config.layers[layer.layer]
-    # On the meta device nothing is drawn at random and nothing is allocated.
-    with torch.device("meta"):
-        block = BLOCKS[spec["block"]](
-            config, ffn_size=spec["ffn_size"], num_heads=spec["num_heads"], head_dim=spec["head_dim"]
-        )
-    state = attention.state_dict()
-    inputs = {
-        name: tensor for name, tensor in state.items() if name.split(".")[0] in projection_names(attention.sharing)
-    }
-    sliced, output_weight = slice_heads(inputs, state["output.weight"], kept=kept, head_dim=layer.head_dim_before)
-    pruned = block.attention
-    pruned.load_state_dict({**state, **sliced, "output.weight": output_weight}, assign=True)
-    for old, new in zip(attention.modules(), pruned.modules(), strict=True):
-        new.training = old.training
-    for name, parameter in attention.named_parameters():
-        pruned.get_parameter(name).requires_grad_(parameter.requires_grad)
-    return pruned
-
-
-def _measure(encoder: ElmModel, batches: Iterable[Batch], samples: Samples) -> tuple[list[HeadSimilarity], int]:
+def _measure(
+    heads: ElmHeads | StockHeads, batches: Iterable[Batch], samples: Samples
+) -> tuple[list[HeadSimilarity], int]:
     """Similarities of every layer's heads, and how many rows with a valid token there were."""
-    similarities = [HeadSimilarity(layer["num_heads"], layer["head_dim"], samples) for layer in encoder.config.layers]
-    paths = {f"layer{index}": f"layers.{index}.attention.output" for index in range(len(similarities))}
+    encoder = heads.encoder
+    sizes = head_sizes(heads.architecture)
+    similarities = [HeadSimilarity(num_heads, head_dim, samples) for num_heads, head_dim in sizes]
+    paths = {f"layer{index}": path for index, path in enumerate(heads.outputs)}
     num_sequences = 0
     with _evaluating(encoder), torch.inference_mode(), Taps(encoder, inputs=paths) as taps:
         for batch in batches:
-            inputs = _inputs(batch, encoder.device)
+            inputs = _inputs(batch, heads)
             keep_BT = _valid_tokens(inputs)
             rows_B = keep_BT.any(dim=1)
             num_sequences += int(rows_B.sum())
-            encoder(**inputs)
+            encoder(**inputs, **heads.settings)
             for name, similarity in zip(paths, similarities):
                 context_BTC, valid_BT = taps[name][rows_B], keep_BT[rows_B]
                 if samples == "sequences":
@@ -319,19 +308,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _encoder(model: nn.Module) -> ElmModel:
-    encoders = [module for module in model.modules() if isinstance(module, ElmModel)]
-    if len(encoders) != 1:
-        raise UserError(
-            f"{type(model).__name__} holds {len(encoders)} modules of class elm_nni.modeling.ElmModel; it must hold one"
-        )
-    return encoders[0]
-
-
-def _inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+def _inputs(batch: Batch, heads: ElmHeads | StockHeads) -> dict[str, Tensor]:
     if "input_ids" not in batch:
         raise UserError(f"a batch has the keys {sorted(batch)}; it must hold 'input_ids'")
-    return {name: batch[name].to(device) for name in _MODEL_INPUTS if batch.get(name) is not None}
+    if batch.get("document_ids") is not None and "document_ids" not in heads.input_names:
+        name = type(heads.encoder).__name__
+        raise UserError(f"a batch has 'document_ids'; {name} cannot tell packed documents apart, give it one a row")
+    device = heads.encoder.device
+    return {name: batch[name].to(device) for name in heads.input_names if batch.get(name) is not None}
 
 
 def _valid_tokens(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,30 @@
-"""The examples do what they say."""
+"""The examples do what they say, started from a folder that is not theirs."""
 
-import runpy
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from elm_nni.pipeline.config import load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(folder: Path, name: str, *arguments: str) -> str:
+    """What the example prints; it asserts its own result."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    # NNI keeps a list of experiments at home
+    home, work = folder / "home", folder / "work"
+    home.mkdir()
+    work.mkdir()
+    settings = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=work, env=os.environ | settings, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert list(work.iterdir()) == []
+    return done.stdout
 
 
 def test_own_data_is_a_configuration():
@@ -13,8 +32,53 @@ def test_own_data_is_a_configuration():
     assert (config.teacher.name, config.tasks[0].source, config.limits.max_params) == ("./my-bert", "reviews.csv", 6e6)
 
 
-def test_growth_goes_to_the_rich_layer():
-    widths = runpy.run_path(str(EXAMPLES / "grow_own_module.py"))["main"]()
-    assert widths["rich"] >= 20
-    assert widths["simple"] <= 8
-    assert sum(widths.values()) <= 28
+def test_every_example_is_in_the_table_and_every_file_of_the_table_exists():
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE))
+    assert named == {path.name + "/" * path.is_dir() for path in EXAMPLES.iterdir() if path.name[0] not in "_.R"}
+
+
+@pytest.mark.slow
+def test_growth_goes_to_the_data_that_needs_it(tmp_path):
+    printed = run(tmp_path, "grow_own_module.py")
+    digits, signals = map(int, re.search(r"\{'digits': (\d+), 'signals': (\d+)\}", printed).groups())
+    assert digits >= 20
+    assert signals <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["RandomOneShot", "DARTS", "GumbelDARTS", "Proxyless"])
+def test_layers_come_closer_to_the_teachers_under_every_one_shot_strategy(strategy, tmp_path):
+    printed = run(tmp_path, "distil_any_oneshot.py", strategy)
+    early, late = map(float, re.search(rf"{strategy}: .* first 20 steps (\S+), last 20 steps (\S+)", printed).groups())
+    assert 0 < late < early
+    assert f"{strategy}: found {{'first': '" in printed
+
+
+@pytest.mark.slow
+def test_an_unknown_strategy_is_refused_before_anything_is_trained():
+    command = [sys.executable, str(EXAMPLES / "distil_any_oneshot.py"), "ENAS"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("strategy 'ENAS': must be one of RandomOneShot, DARTS")
+
+
+@pytest.mark.slow
+def test_the_evolved_model_of_a_hub_space_keeps_both_limits(tmp_path):
+    printed = run(tmp_path, "evolve_hub_space.py")
+    parameters, allowed = re.search(r"([\d,]+) parameters of ([\d,]+) allowed", printed).groups()
+    assert 0 < int(parameters.replace(",", "")) <= int(allowed.replace(",", ""))
+    share, limit = map(float, re.search(r"(\S+) of the reference's latency, (\S+) allowed", printed).groups())
+    assert 0 < share <= limit
+    assert re.search(r"\d+ trained, \{'parameters': [1-9]\d*, 'latency': [1-9]\d*\} refused", printed)
+
+
+@pytest.mark.slow
+def test_a_stock_bert_loses_heads_and_loads_again(tmp_path):
+    printed = run(tmp_path, "prune_stock_bert.py")
+    rows = re.findall(r"eta (\S+): heads (\[.*?\]), parameters 22,713,216 -> ([\d,]+), .* (\d\.\d+)$", printed, re.M)
+    (_, few, small, moved), (_, fewer, smaller, more_moved) = rows
+    assert 72 > sum(map(int, re.findall(r"\d+", few))) > sum(map(int, re.findall(r"\d+", fewer)))
+    assert int(small.replace(",", "")) > int(smaller.replace(",", ""))
+    assert 1 > float(moved) > float(more_moved) > 0.5
+    assert "loaded as BertModel: the same embeddings" in printed
