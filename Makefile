@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup system clean
 
 setup: $(VENV)/.installed
 
@@ -20,7 +20,11 @@ lint: setup
 	$(BIN)/mypy --package elm_nni
 	$(BIN)/mypy search_spaces strategies
 
-test: lint
+# chromium and an ssh server, where apt may install them; tests that lack them are skipped
+system:
+	@.ci/system_packages
+
+test: lint system
 	$(BIN)/pytest
 
 clean:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,13 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-# Every fourth trial imports nni, which takes seconds; the others speak its protocol and are there first. So trials that
-# run at once ask for their parameters in another order than they were started.
-TRIAL = """
-import json, os, urllib.error, urllib.request
+from .browser import Browser
 
-def metric(parameters):
-    return parameters["x"] * 1000 + parameters["y"]
+# What nni does in a trial, without the seconds that importing it takes.
+PROTOCOL = """
+import json, os, urllib.error, urllib.request
 
 def call(method, command=None):
     data = None if command is None else json.dumps(command).encode()
@@ -33,6 +32,7 @@ def call(method, command=None):
         return response.read()
 
 def receive():
+    call("PUT", {"type": "request_parameter"})
     while True:
         try:
             return json.loads(json.loads(call("GET"))["parameter"])
@@ -40,16 +40,24 @@ def receive():
             if error.code != 408:
                 raise
 
+def report(received, kind, sequence, value):
+    call("PUT", {"type": "metric", "metric": json.dumps({
+        "parameter_id": received["parameter_id"], "trial_job_id": os.environ["NNI_TRIAL_JOB_ID"], "type": kind,
+        "sequence": sequence, "value": json.dumps(value),
+    })})
+"""
+# Every fourth trial imports nni, which takes seconds; the others speak its protocol and are there first. So trials that
+# run at once ask for their parameters in another order than they were started.
+TRIAL = PROTOCOL + """
+def metric(parameters):
+    return parameters["x"] * 1000 + parameters["y"]
+
 if int(os.environ["NNI_TRIAL_SEQ_ID"]) % 4 == 0:
     import nni
     nni.report_final_result(metric(nni.get_next_parameter()))
 else:
-    call("PUT", {"type": "request_parameter"})
     received = receive()
-    call("PUT", {"type": "metric", "metric": json.dumps({
-        "parameter_id": received["parameter_id"], "trial_job_id": os.environ["NNI_TRIAL_JOB_ID"], "type": "FINAL",
-        "sequence": 0, "value": json.dumps(metric(received["parameters"])),
-    })})
+    report(received, "FINAL", 0, metric(received["parameters"]))
 """
 CONFIG: dict[str, Any] = {
     "searchSpace": {
@@ -189,6 +197,31 @@ def succeeded(port: int) -> list[Trial]:
     return [trial for trial in trials(port) if trial.status == "SUCCEEDED"]
 
 
+@dataclass(frozen=True)
+class Record:
+    """What the experiment keeps of a trial; metrics are dictionaries, the last of all is ``final``."""
+
+    number: int
+    id: str
+    status: str
+    parameters: dict[str, Any]
+    intermediate: list[dict[str, Any]]
+    final: dict[str, Any] | None
+
+
+def records(port: int) -> list[Record]:
+    metrics: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in sorted(ask(port, "metric-data"), key=lambda entry: entry["sequence"]):
+        metrics.setdefault((entry["trialJobId"], entry["type"]), []).append(json.loads(json.loads(entry["data"])))
+    return [
+        Record(
+            job["sequenceId"], job["trialJobId"], job["status"], json.loads(job["hyperParameters"][0])["parameters"],
+            metrics.get((job["trialJobId"], "PERIODICAL"), []), *metrics.get((job["trialJobId"], "FINAL"), [None]),
+        )  # fmt: skip
+        for job in ask(port, "trial-jobs")
+    ]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A home for one module; whatever still runs from it at the end is killed."""
@@ -197,3 +230,11 @@ def home(tmp_path_factory):
     yield home
     for process in home.processes():
         process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if shutil.which("chromium") is None:
+        pytest.skip("the web page is tested in a browser: install chromium (.ci/system_packages, or apt-get)")
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser

@@ -20,8 +20,10 @@ from elm_nni.compat.nas_experiment import ResumableNasExperiment
 from elm_nni.compat.nas_record import EvaluationRecord
 
 from . import nas_helpers
-from .conftest import ask, free_port, wait_for
+from .browser import Browser
+from .conftest import ask, free_port, records, wait_for
 from .nas_helpers import called, finish, fork, killed_when, quality
+from .web_page import WebPage, drawn
 
 NUM_TRIALS = 4
 KILLS = int(os.environ.get("ELM_NNI_KILLS", "3")) // 3
@@ -151,8 +153,22 @@ def check_view(home: Path) -> None:
     assert {trial["trialJobId"] for trial in ask(port, "trial-jobs")} == {
         trial["trialJobId"] for trial in read(home / "trials.json")
     }
+    if shutil.which("chromium"):
+        check_hyper_parameters(home, port)
     nnictl(home, "stop", experiment)
     wait_for(lambda: not manager(home))
+
+
+def check_hyper_parameters(home: Path, port: int) -> None:
+    """The lines of the page are the architectures with their metrics."""
+    with Browser(home / "browser") as browser:
+        page = WebPage(browser, port)
+        page.open_detail("Hyper-parameter")
+        lines = sorted(page.parallel_coordinates(), key=lambda line: line["default"])
+    trials = [trial.parameters["mutation_summary"] | trial.final for trial in records(port) if trial.final]
+    trials.sort(key=lambda trial: trial["default"])
+    assert len(lines) >= 2
+    assert lines == [drawn(trial, lines[0]) for trial in trials]
 
 
 def nnictl(home: Path, *arguments: str) -> None:

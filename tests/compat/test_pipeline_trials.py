@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import yaml
 from elm_nni.pipeline.store import StageStore
 
 from ..pipeline.conftest import own, settings  # noqa: F401 (a fixture)
-from .conftest import Home, ask, free_port, succeeded, wait_for
+from .browser import Browser
+from .conftest import Home, ask, free_port, records, succeeded, wait_for
+from .web_page import WebPage, drawn
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +24,12 @@ PHASES += [("search", generation) for generation in range(3)]
 
 
 @pytest.fixture(scope="module")
-def port(home: Home, own: Path) -> int:  # noqa: F811
+def started(home: Home, own: Path) -> int:  # noqa: F811
     """Plain nnictl runs four trials: two values of eta on each of two supernets."""
     home.write("base.yaml", yaml.safe_dump(settings(own)))
     port = free_port()
     config = home.config(
+        experimentName="ELM, eta and top-K",
         searchSpace={
             "prune.eta": {"_type": "choice", "_value": [0.3, 0.999]},
             "growth.top_k": {"_type": "choice", "_value": [1, 3]},
@@ -34,10 +38,32 @@ def port(home: Home, own: Path) -> int:  # noqa: F811
         trialConcurrency=1, maxTrialNumber=4, tuner={"name": "GridSearch"},
     )  # fmt: skip
     home.stock_nnictl("create", "--config", str(config), "--port", str(port))
-    wait_for(lambda: ask(port, "check-status")["status"] == "DONE", seconds=240)
-    assert len(succeeded(port)) == 4
     yield port
     home.stock_nnictl("stop", "--all")
+
+
+@pytest.fixture(scope="module")
+def port(started: int) -> int:
+    wait_for(lambda: ask(started, "check-status")["status"] == "DONE", seconds=240)
+    assert len(succeeded(started)) == 4
+    return started
+
+
+def test_the_page_shows_epochs_and_generations_while_the_trial_runs(started: int, browser: Browser) -> None:
+    page = WebPage(browser, started)
+    wait_for(lambda: records(started))
+    page.open_detail("Intermediate result")
+    shown: list[list[float]] = []
+    while (trial := records(started)[0]).final is None:
+        page.refresh()
+        points = page.series(".intermediate-graph").get(trial.id, [])
+        shown += [points] if points not in shown else []
+        time.sleep(0.2)
+    whole = [metric["default"] for metric in trial.intermediate]
+    assert [points == whole[: len(points)] for points in shown] == [True] * len(shown)
+    lengths = [len(points) for points in shown]
+    assert lengths == sorted(lengths)
+    assert len([length for length in lengths if 0 < length < len(whole)]) >= 2
 
 
 def metrics(port: int, kind: str) -> dict[str, list[dict[str, Any]]]:
@@ -80,3 +106,20 @@ def test_the_final_result_is_that_of_the_trials_own_run(port: int, home: Home) -
 def test_trials_share_the_stages_that_they_have_in_common(port: int, home: Home) -> None:
     built = Counter(name for name, _, _, finished in StageStore(home.path / "store").entries() if finished)
     assert (built["teacher"], built["supernet"], built["search"], built["prune"]) == (1, 2, 2, 4)
+
+
+def test_the_page_shows_the_metrics_of_the_finished_trials(port: int, browser: Browser) -> None:
+    page, trials = WebPage(browser, port), records(port)
+    page.open_overview()
+    assert page.overview().status == "DONE"
+    assert page.overview().best == f"{max(trial.final['default'] for trial in trials):.6f}"
+    assert page.overview().counts["Succeeded"] == 4
+    page.open_detail("Intermediate result")
+    assert page.series(".intermediate-graph") == {
+        trial.id: [metric["default"] for metric in trial.intermediate] for trial in trials
+    }
+    page.open_detail("Hyper-parameter")
+    lines = sorted(page.parallel_coordinates(), key=lambda line: (line["prune.eta"], line["growth.top_k"]))
+    trials.sort(key=lambda trial: (trial.parameters["prune.eta"], trial.parameters["growth.top_k"]))
+    assert {"prune.eta", "growth.top_k", "params", "params_outside_embeddings", "latency_ms"} <= lines[0].keys()
+    assert lines == [drawn(trial.parameters | trial.final, lines[0]) for trial in trials]

@@ -1,7 +1,10 @@
 """What NNI's web page shows: its words, the points of its charts and the lines of its parallel coordinates."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from .browser import Browser
 
@@ -23,13 +26,15 @@ OVERVIEW = """
     };
 })()
 """
+REFRESH = "[...document.querySelectorAll('button')].find(button => button.innerText.trim() == 'Refresh')"
 TAB = "[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.trim().endsWith('{name}'))"
 # the chart hangs on the React component that owns its element
-CHART = """
+SERIES = """
 (element => {
     let node = element[Object.keys(element).find(key => /^__react(Fiber|InternalInstance)/.test(key))];
     while (!node.stateNode?.getEchartsInstance) node = node.return;
-    return node.stateNode.getEchartsInstance().getOption();
+    const lines = node.stateNode.getEchartsInstance().getOption().series;
+    return Object.fromEntries(lines.map(line => [line.name, line.data]));
 })(document.querySelector("%s .echarts-for-react"))
 """
 # d3 puts ticks half a pixel lower
@@ -42,6 +47,7 @@ AXES = """
     ),
 }))
 """
+KEYS = "[...document.querySelectorAll('.ms-Dropdown-item')].map(key => key.innerText.trim())"
 LINES = "document.querySelector('.parcoords canvas.foreground').lines"
 
 
@@ -85,6 +91,14 @@ def number(label: str) -> Any:
         return label
 
 
+def drawn(trial: dict[str, Any], axes: Iterable[str]) -> dict[str, Any]:
+    """What a line of the parallel coordinates reads as on these axes; numbers are as exact as their heights are."""
+    return {
+        axis: value if isinstance(value := trial[axis], str) else pytest.approx(value, rel=1e-5, abs=1e-6)
+        for axis in axes
+    }
+
+
 class WebPage:
     """The pages of the experiment at a port of this machine."""
 
@@ -99,18 +113,38 @@ class WebPage:
         """What the page shows now, without loading it again."""
         return Overview(**self.browser.value(OVERVIEW))
 
+    def refresh(self) -> None:
+        """Presses the page's button, which does nothing within 2 s of the last press."""
+        self.browser.click(REFRESH)
+
     def open_detail(self, tab: str) -> None:
         self.browser.open(f"{self.address}/detail")
         self.browser.click(TAB.format(name=tab))
 
-    def series(self, container: str) -> dict[str, list[Any]]:
-        """Name to values of the chart's lines; ``container`` is a CSS selector of what is around the chart."""
-        chart = self.browser.wait(CHART % container, lambda option: option.get("series"))
-        return {line["name"]: line["data"] for line in chart["series"]}
+    def series(self, container: str, accept: Callable[[dict[str, Any]], Any] = bool) -> dict[str, list[Any]]:
+        """Name to values of the chart's lines, when accepted; ``container`` is a CSS selector of what is around it."""
+        return dict(self.browser.wait(SERIES % container, accept))
+
+    def open_intermediate(self, number: int) -> None:
+        """Opens the dialog with the intermediate results of the trial, over the table of the detail page."""
+        self.browser.open(f"{self.address}/detail")
+        self.browser.click(f"document.querySelectorAll('#tableList [title=Intermediate]')[{number}]")
+
+    def metric_keys(self) -> list[str]:
+        """Of the dialog's list, which is then open."""
+        self.browser.click("document.querySelector('.compare-modal .ms-Dropdown')")
+        return list(self.browser.wait(KEYS))
+
+    def choose_metric(self, key: str) -> None:
+        """Takes a key of the open list."""
+        self.browser.click(f"[...document.querySelectorAll('.ms-Dropdown-item')].find(k => k.innerText == '{key}')")
 
     def parallel_coordinates(self) -> list[dict[str, Any]]:
-        """Each drawn line as axis to value, read off the canvas by the labels of the axes."""
-        axes = [Axis(axis["name"], axis["x"], axis["ticks"]) for axis in self.browser.wait(AXES)]
+        """Each drawn line as axis to value, read off the canvas by the labels of the axes.
+
+        An axis on which all trials are equal has one label, which the page rounds to a whole number: it is left out.
+        """
+        axes = [Axis(**axis) for axis in self.browser.wait(AXES) if len(axis["ticks"]) > 1]
         return [self._values(axes, line) for line in self.browser.wait(LINES)]
 
     @staticmethod
