@@ -1,4 +1,4 @@
-"""Search strategies. The cores (``evolution``, ``growth``) import without NNI and without Lightning."""
+"""Search strategies. ``evolution``, ``growth`` and ``architecture_study`` import without NNI and without Lightning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elm_nni.strategies.architecture_study import ArchitectureStudy
     from elm_nni.strategies.constrained_evolution import ConstrainedEvolution
     from elm_nni.strategies.distil_evaluator import DistilEvaluator
     from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
     from elm_nni.strategies.growth_callback import GrowthCallback
     from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned, save_pruned
     from elm_nni.strategies.one_shot import ElmOneShot, set_path, to_supernet
+    from elm_nni.strategies.optuna_search import OptunaSearch
     from elm_nni.strategies.relational_kd import RelationalKD
+    from elm_nni.strategies.study_settings import StudySettings
     from elm_nni.strategies.supernet_fitness import SupernetFitness
 
 _MODULES = {
+    "architecture_study": ("ArchitectureStudy",),
     "constrained_evolution": ("ConstrainedEvolution",),
     "distil_evaluator": ("DistilEvaluator",),
     "evolution": ("Constraints", "Evolution", "Individual", "Limit"),
@@ -24,12 +28,15 @@ _MODULES = {
     "growth_callback": ("GrowthCallback",),
     "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned", "save_pruned"),
     "one_shot": ("ElmOneShot", "set_path", "to_supernet"),
+    "optuna_search": ("OptunaSearch",),
     "relational_kd": ("RelationalKD",),
+    "study_settings": ("StudySettings",),
     "supernet_fitness": ("SupernetFitness",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ArchitectureStudy",
     "CkaHeadPruner",
     "ConstrainedEvolution",
     "Constraints",
@@ -43,8 +50,10 @@ __all__ = [
     "HeadPlan",
     "Individual",
     "Limit",
+    "OptunaSearch",
     "PcaGrowth",
     "RelationalKD",
+    "StudySettings",
     "SupernetFitness",
     "load_pruned",
     "save_pruned",

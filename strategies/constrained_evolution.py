@@ -9,19 +9,16 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any, cast
 
-from nni.mutable import Categorical, Mutable, MutableAnnotation, MutableSymbol
 from nni.nas.execution import ExecutionEngine
 from nni.nas.execution.event import ModelEventType, TrainingEndEvent
-from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
+from nni.nas.space import ExecutableModelSpace, ModelStatus
 from nni.nas.strategy import Strategy
 
 from elm_nni.digest import digest
 from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit, Sample
+from elm_nni.strategies.searched_space import SearchedSpace
 
 logger = logging.getLogger(__name__)
-
-# measured as a cost, so that a sample the space itself refuses is counted beside the limits
-_SPACE_RULES = "space"
 
 
 class ConstrainedEvolution(Strategy):
@@ -83,7 +80,7 @@ class ConstrainedEvolution(Strategy):
         build({"": [0]}, Constraints())
         self._build = build
         self._search: Evolution | None = None
-        self._defaults: dict[str, Any] = {}
+        self._space: SearchedSpace | None = None
         self._running: dict[int, tuple[ExecutableModelSpace, Individual]] = {}
         self._ended: SimpleQueue[tuple[ExecutableModelSpace, ModelStatus]] = SimpleQueue()
         self._finished: dict[str, tuple[Sample, float | None]] = {}
@@ -138,19 +135,9 @@ class ConstrainedEvolution(Strategy):
         return f"limits=[{limits}], fixed={len(self.fixed)} labels"
 
     def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
-        mutables = model_space.simplify()
-        choices = _choices(mutables)
-        for label, value in self.fixed.items():
-            if label not in choices or value not in choices[label]:
-                allowed = f"one of {choices[label]}" if label in choices else f"a label out of {', '.join(choices)}"
-                raise ValueError(f"fixed has {label!r}: {value!r}, must be {allowed}")
-        self._defaults = {label: values[0] for label, values in choices.items()} | self.fixed
-        limits = dict(self.limits)
-        if any(isinstance(mutable, MutableAnnotation) for mutable in mutables.values()):
-            limits[_SPACE_RULES] = Limit(self._broken_rules, 0.5)
-        constraints = Constraints(limits, canonical=self._canonical_form(model_space))
-        searched = {label: values for label, values in choices.items() if label not in self.fixed}
-        self._search = self._build(searched, constraints)
+        self._space = space = SearchedSpace(model_space, fixed=self.fixed, canonical=self.canonical)
+        constraints = Constraints({**self.limits, **space.rules}, canonical=space.canonical)
+        self._search = self._build(space.choices, constraints)
         engine.register_model_event_callback(ModelEventType.TrainingEnd, self._on_training_end)
         return model_space
 
@@ -215,50 +202,12 @@ class ConstrainedEvolution(Strategy):
             self._ended.put((event.model, event.status))
 
     def _model(self, sample: Sample) -> ExecutableModelSpace:
-        """The frozen model; a format that asks for labels of candidates not chosen gets some value for them."""
-        if self.model_space.check_contains(sample) is not None:
-            sample = self._defaults | sample
-        return self.model_space.freeze(sample)
+        assert self._space is not None
+        return self._space.model(sample)
 
     def _rank(self, model: ExecutableModelSpace) -> tuple[float, str]:
         # ties go as in the core, so that the first model is the best of the search
         return -cast(float, model.metric), digest(self.search.constraints.canonical(dict(model.sample or {})))
-
-    def _broken_rules(self, sample: Sample) -> float:
-        return float(self.model_space.check_contains(self._defaults | sample) is not None)
-
-    def _canonical_form(self, model_space: ExecutableModelSpace) -> Callable[[Sample], Sample]:
-        canonical = self.canonical or _canonical_of_space(model_space)
-        evaluator = model_space.evaluator
-        # a space knows nothing of choices that its evaluator holds
-        others = evaluator.simplify() if isinstance(evaluator, Mutable) else {}
-        fixed = self.fixed
-
-        def canonical_form(sample: Sample) -> Sample:
-            whole = {**fixed, **sample}
-            return {**canonical(whole), **{label: whole[label] for label in others if label in whole}}
-
-        return canonical_form
-
-
-def _choices(mutables: Mapping[str, Mutable]) -> dict[str, list[Any]]:
-    choices = {}
-    for label, mutable in mutables.items():
-        if isinstance(mutable, Categorical):
-            choices[label] = list(mutable.values)
-        elif isinstance(mutable, MutableSymbol):
-            raise ValueError(f"label {label!r} is {type(mutable).__name__}, must be Categorical")
-    return choices
-
-
-def _canonical_of_space(model_space: ExecutableModelSpace) -> Callable[[Sample], Sample]:
-    space: Any = None
-    if isinstance(model_space, RawFormatModelSpace):
-        space = model_space.model_space
-    elif isinstance(model_space, SimplifiedModelSpace) and hasattr(model_space.model.trace_symbol, "canonical"):
-        # this format keeps only the class and its arguments
-        space = model_space.model.trace_copy().get(traceable=False)
-    return getattr(space, "canonical", dict)
 
 
 def _number(metric: Any) -> float | None:

@@ -13,7 +13,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("core", ["evolution", "growth", "head_pruning"])
+@pytest.mark.parametrize("core", ["architecture_study", "evolution", "growth", "head_pruning"])
 def test_a_core_imports_with_nni_and_lightning_blocked(core: str) -> None:
     run(
         "import sys\n"

@@ -1,0 +1,131 @@
+"""What a search through an Optuna study looks for, how, and the database it is kept in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.pool import StaticPool
+
+from elm_nni.errors import UserError
+from elm_nni.strategies.evolution import Limit, Sample
+from elm_nni.strategies.optuna_samplers import checked_arguments, sampler_class, sampler_kind
+
+Measure = Callable[[Sample], float]
+
+_OPEN_TRIES = 5
+# how long a worker waits for another one that writes to an SQLite file
+_LOCK_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What a search looks for, how, and where it is kept.
+
+    Attributes:
+        sampler: ``nsgaii``, ``nsgaiii``, ``tpe``, ``gp``, ``random``, ``grid``, ``bruteforce``, ``qmc``, ``cmaes``, or
+            a sampler of Optuna.
+        sampler_args: arguments of a sampler given by name, such as ``{"population_size": 20}``.
+        directions: metric to ``maximize`` or ``minimize``, in the order of the objectives. A metric is taken from
+            ``objectives``, from the cost of a limit of its name, or from the evaluation's result.
+        limits: name to :class:`~elm_nni.strategies.evolution.Limit`. Architectures over a limit are not evaluated;
+            the sampler hears by how much they are.
+        objectives: name to a measure of the canonical sample.
+        evaluations: architectures evaluated in all, by all workers, before and after a resume; failed ones count.
+        storage: database URL, such as ``sqlite:///search.db``; None keeps the study in memory.
+        study_name: searches of one name in one storage go on with each other, or work side by side.
+        seed: of a sampler given by name; with the number of this start it decides the draws.
+        max_tries: draws without anything new after which the search ends.
+        grace: seconds without a sign of life after which another worker's evaluation is taken over.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    sampler: str | optuna.samplers.BaseSampler = "nsgaii"
+    sampler_args: Mapping[str, Any] | None = None
+    directions: Mapping[str, str] = field(default_factory=lambda: {"default": "maximize"})
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    objectives: Mapping[str, Measure] = field(default_factory=dict)
+    evaluations: int = 100
+    storage: str | None = None
+    study_name: str = "search"
+    seed: int = 0
+    max_tries: int = 500
+    grace: float = 60.0
+
+    @property
+    def sampler_class(self) -> type[optuna.samplers.BaseSampler]:
+        """Class of the sampler."""
+        named: type[optuna.samplers.BaseSampler]
+        if isinstance(self.sampler, str):
+            named = sampler_class(sampler_kind(self.sampler))
+            return named
+        return type(self.sampler)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, str):
+            checked_arguments(sampler_kind(self.sampler), self.sampler_args or {})
+        elif not isinstance(self.sampler, optuna.samplers.BaseSampler):
+            raise ValueError(f"sampler is {self.sampler!r}; it must be a name or a sampler of Optuna")
+        elif self.sampler_args:
+            raise ValueError(f"sampler_args is {self.sampler_args!r}; a sampler that is made takes none")
+        if not self.directions:
+            raise ValueError("directions is empty; it must name a metric to maximize or minimize")
+        for name, direction in self.directions.items():
+            if direction not in ("maximize", "minimize"):
+                raise ValueError(f"directions has {name!r}: {direction!r}; allowed: maximize, minimize")
+        for name, measure in self.objectives.items():
+            if name not in self.directions:
+                raise ValueError(f"objectives has {name!r}; it must be in directions: {', '.join(self.directions)}")
+            if not callable(measure):
+                raise ValueError(f"objectives has {name!r}: {measure!r}; it must be callable")
+        for name, limit in self.limits.items():
+            if not isinstance(limit, Limit):
+                raise ValueError(f"limits has {name!r}: {limit!r}; it must be a Limit")
+        for name in ("evaluations", "max_tries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be >= 1")
+        if not self.grace > 0:
+            raise ValueError(f"grace is {self.grace!r}; it must be above 0 seconds")
+
+
+def open_study(settings: StudySettings) -> tuple[optuna.Study, Engine]:
+    """The study of the settings, a new one or the one that is there, and the engine of its database.
+
+    Without a storage the study is in memory, and the database is an empty one beside it.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
+    directions = [StudyDirection[direction.upper()] for direction in settings.directions.values()]
+    if settings.storage is None:
+        # one connection: each would be a database of its own
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        return optuna.create_study(study_name=settings.study_name, directions=directions), engine
+    failures: list[Exception] = []
+    while len(failures) < _OPEN_TRIES:
+        try:
+            storage = optuna.storages.RDBStorage(settings.storage, engine_kwargs=_engine_kwargs(settings.storage))
+            study = optuna.create_study(
+                storage=storage, study_name=settings.study_name, directions=directions, load_if_exists=True
+            )
+            return study, storage.engine
+        except Exception as error:
+            # whatever the database's driver raises; two workers that create one database disturb each other
+            failures.append(error)
+            time.sleep(0.1 * len(failures))
+    reason = str(failures[-1]).splitlines()[0] if str(failures[-1]) else type(failures[-1]).__name__
+    raise UserError(f"storage {settings.storage!r} cannot be opened: {reason}") from failures[-1]
+
+
+def _engine_kwargs(storage: str) -> dict[str, Any]:
+    if make_url(storage).get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _LOCK_SECONDS}}
+    return {"pool_pre_ping": True}
