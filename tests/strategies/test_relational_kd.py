@@ -179,6 +179,20 @@ def test_a_candidate_that_did_not_run_adds_nothing(home: Path) -> None:
     assert float(module.logged["relational_loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_a_path_that_changes_within_a_step_is_compared_with_its_own_forward_only() -> None:
+    pairs = {"first.wide": "layers.0", "first.narrow": "layers.0"}
+    module = wrapped(pairs=pairs, student_width=4, teacher_width=8)
+    space = RandomOneShot().mutate_model(Convolutions())
+    module.set_model(space)
+    space.second.resample({"second": "wide"})
+    terms: list[Tensor] = []
+    with module._compared(terms):
+        for path in ("wide", "narrow", "narrow"):
+            space.first.resample({"first": path})
+            space(torch.randn(2, 1, 5, 5))
+    assert len(terms) == 3
+
+
 def test_inside_a_mixed_layer_nothing_can_be_compared() -> None:
     module = wrapped(pairs={"first.wide": "layers.0"}, student_width=4, teacher_width=8)
     with pytest.raises(ValueError, match=r"'first.wide', inside 'first'"):
