@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line prints the line and exits with status 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 SAMPLERS = {
     "tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler",
@@ -77,6 +79,23 @@ def make_sampler(
     if kind == "grid":
         arguments["search_space"] = dict(grid or {})
     return _quiet(kind, arguments)
+
+
+def grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
+    """Every value of a parameter, as a grid takes it.
+
+    Raises:
+        ValueError: it is continuous.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    assert isinstance(distribution, FloatDistribution)
+    if distribution.step is None:
+        raise ValueError(f"parameter {name!r} is continuous; a grid takes choices, whole numbers and steps")
+    count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9)
+    return [round(distribution.low + index * distribution.step, 12) for index in range(count + 1)]
 
 
 def _parameters(kind: str) -> set[str]:

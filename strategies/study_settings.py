@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import StaticPool
 
-from elm_nni.errors import UserError
+from elm_nni.errors import UserError, first_line
 from elm_nni.strategies.evolution import Limit, Sample
 from elm_nni.strategies.optuna_samplers import checked_arguments, sampler_class, sampler_kind
 
@@ -121,7 +121,7 @@ def open_study(settings: StudySettings) -> tuple[optuna.Study, Engine]:
             # whatever the database's driver raises; two workers that create one database disturb each other
             failures.append(error)
             time.sleep(0.1 * len(failures))
-    reason = str(failures[-1]).splitlines()[0] if str(failures[-1]) else type(failures[-1]).__name__
+    reason = first_line(failures[-1])
     raise UserError(f"storage {settings.storage!r} cannot be opened: {reason}") from failures[-1]
 
 

@@ -20,7 +20,7 @@ from elm_nni.distillation.attention_blocks import find_attention_blocks, find_la
 from elm_nni.distillation.features import Features
 from elm_nni.distillation.packing import Unpacked, block_diagonal_mask, document_positions
 from elm_nni.distillation.taps import Taps
-from elm_nni.errors import UserError
+from elm_nni.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Teacher:
         try:
             model = AutoModel.from_pretrained(teacher_folder() if name == "offline" else str(name), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}") from error
+            raise UserError(f"teacher {str(name)!r} cannot be loaded: {first_line(error)}") from error
         return cls(model.to(device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
@@ -98,7 +98,7 @@ class Teacher:
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(self.name)
             except (OSError, ValueError, KeyError) as error:
-                raise UserError(f"teacher {self.name!r} has no tokenizer: {_first_line(error)}") from error
+                raise UserError(f"teacher {self.name!r} has no tokenizer: {first_line(error)}") from error
         return self._tokenizer
 
     @property
@@ -209,7 +209,7 @@ class Teacher:
         except UserError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f"teacher {self.name!r} does not run on token ids: {_first_line(error)}") from error
+            raise UserError(f"teacher {self.name!r} does not run on token ids: {first_line(error)}") from error
         if len({layer_BTD.shape for layer_BTD in features.hidden}) > 1 or features.hidden[0].shape[:2] != ids_BT.shape:
             shapes = [tuple(layer_BTD.shape[1:]) for layer_BTD in features.hidden]
             raise UserError(f"teacher {self.name!r} has hidden states of shapes {shapes}: all must be of one shape")
@@ -312,7 +312,3 @@ def check_vocabulary(vocab_size: int, embedding_size: int, budget: int) -> None:
             f"the teacher's vocabulary of {vocab_size:,} tokens needs a token table of {size:,} parameters at "
             f"embedding size {embedding_size}: must be below the budget of {budget:,}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

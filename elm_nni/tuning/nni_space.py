@@ -14,6 +14,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from elm_nni.strategies.optuna_samplers import grid_values
+
 Suggest = Callable[[str, BaseDistribution], Any]
 
 # Quantiles of a normal distribution; the ends would be infinite.
@@ -28,7 +30,7 @@ _NUM_VALUES = {
 class _Leaf:
     """One parameter: where it lies, what Optuna draws, and how that becomes NNI's value and back.
 
-    ``condition`` is the branch of a nested choice in which it exists: path of the choice and name of the branch.
+    ``branches`` are those of a nested choice, each with the parameters that exist in it alone.
     """
 
     path: tuple[str, ...]
@@ -96,7 +98,7 @@ class NniSpace:
         for leaf in self._leaves:
             if leaf.branches:
                 raise ValueError(f"parameter {leaf.name!r} is a nested choice; a grid takes flat spaces only")
-            found[leaf.name] = list(_values(leaf))
+            found[leaf.name] = grid_values(leaf.name, leaf.distribution)
         return found
 
 
@@ -122,19 +124,6 @@ def _walk(leaves: list[_Leaf], parameters: Mapping[str, Any]) -> Iterator[tuple[
                 yield from _walk(leaf.branches[chosen], value)
         else:
             yield leaf, value
-
-
-def _values(leaf: _Leaf) -> Iterator[Any]:
-    distribution = leaf.distribution
-    if isinstance(distribution, CategoricalDistribution):
-        yield from distribution.choices
-    elif isinstance(distribution, IntDistribution):
-        yield from range(distribution.low, distribution.high + 1, distribution.step)
-    elif isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        count = round((distribution.high - distribution.low) / distribution.step)
-        yield from (distribution.low + index * distribution.step for index in range(count + 1))
-    else:
-        raise ValueError(f"parameter {leaf.name!r} is continuous; a grid takes choice, randint and quniform")
 
 
 def _leaf(path: tuple[str, ...], name: str, spec: Any) -> _Leaf:

@@ -17,12 +17,14 @@ from nni.tuner import Tuner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from elm_nni.digest import derive_seed
+from elm_nni.errors import first_line
 from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
 from elm_nni.tuning.nni_space import NniSpace
 
 logger = logging.getLogger(__name__)
 
 PARAMETERS, EXPERIMENT = "nni_parameters", "nni_experiment"
+
 
 class OptunaTuner(Tuner):
     """Tunes an NNI experiment with a sampler of Optuna.
@@ -201,8 +203,7 @@ def _open(storage: str, name: str, mode: Literal["maximize", "minimize"]) -> opt
         return optuna.create_study(storage=storage, study_name=name, direction=mode, load_if_exists=True)
     except Exception as error:
         # whatever the database's driver raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"storage is {storage!r}; it cannot be opened: {reason}") from error
+        raise ValueError(f"storage is {storage!r}; it cannot be opened: {first_line(error)}") from error
 
 
 def _own_file() -> str:

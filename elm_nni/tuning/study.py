@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from elm_nni.digest import derive_seed
-from elm_nni.errors import UserError
+from elm_nni.errors import UserError, first_line
 from elm_nni.pipeline.probe import Point
 from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.store import StageResult, StageStore
-from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
+from elm_nni.strategies.optuna_samplers import checked_arguments, grid_values, make_sampler, sampler_kind
 from elm_nni.tuning.tune_file import Tuning
 
 # A worker that was killed is taken for dead after this many seconds without a sign; its trial is then tried again.
@@ -147,8 +145,7 @@ def _open(url: str, name: str, directions: list[Any], pruner: str) -> optuna.Stu
         )
     except Exception as error:
         # whatever the database's driver raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"storage: {url!r} cannot be opened: {reason}") from error
+        raise UserError(f"storage: {url!r} cannot be opened: {first_line(error)}") from error
     held = [direction.name.lower() for direction in study.directions]
     if held != directions:
         raise UserError(f"objectives: study {name} in {url} has {held}, the file {directions}: choose another name")
@@ -168,23 +165,8 @@ def _sampler(tuning: Tuning, num_trials: int) -> optuna.samplers.BaseSampler:
         kind = sampler_kind(tuning.sampler)
         arguments = checked_arguments(kind, tuning.sampler_args)
         if kind == "grid":
-            return make_sampler(kind, arguments, seed=tuning.seed, grid=_grid(tuning))
+            grid = {key: grid_values(f"space.{key}", distribution) for key, distribution in tuning.space.items()}
+            return make_sampler(kind, arguments, seed=tuning.seed, grid=grid)
         return make_sampler(kind, arguments, seed=derive_seed(tuning.seed, "tune", num_trials) % 2**32)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _grid(tuning: Tuning) -> dict[str, list[Any]]:
-    return {key: _values(key, distribution) for key, distribution in tuning.space.items()}
-
-
-def _values(key: str, distribution: Any) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    assert isinstance(distribution, FloatDistribution)
-    if distribution.step is None:
-        raise ValueError(f"space.{key} is continuous; a grid takes categorical, int, and float with a step")
-    count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9)
-    return [round(distribution.low + index * distribution.step, 12) for index in range(count + 1)]
