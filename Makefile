@@ -9,7 +9,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[offline,onnx,viz,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[offline,onnx,viz,studies,dev]"
 	touch $@
 
 demo: setup

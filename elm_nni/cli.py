@@ -151,13 +151,9 @@ def tune(
     tuning = load_tuning(source)
     stages, folder = _store(store), out or Path("studies") / tuning.name
     with _library(verbose):
-        import optuna
-
         from elm_nni.tuning.estimate import estimate
         from elm_nni.tuning.study import TuningStudy
 
-        if not verbose:
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
         _show(estimate(tuning, stages, proxy=proxy))
         if plan:
             return
@@ -166,7 +162,7 @@ def tune(
         for found in study.best():
             values = ", ".join(f"{name} {value:.4g}" for name, value in zip(tuning.objectives, found.values))
             _say(f"best: trial {found.number}, {values}: {json.dumps(found.params)}")
-        _say(f"study {study.name} in {study.url}; to look at it: optuna-dashboard {study.url}")
+        _say(f"study {study.name} in {study.shown_url}; to look at it: optuna-dashboard {study.shown_url}")
 
 
 def _stage(name: str, help_text: str, build: Callable[[Run], Any]) -> None:
@@ -187,24 +183,31 @@ _stage("evaluate", "Score the test rows and time all systems.", lambda run: run.
 def search(
     run_dir: RunDir,
     max_latency_ms: Annotated[str | None, typer.Option(help="One or several limits, such as 4,8,16.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="evolution, or a sampler of Optuna: optuna:nsgaii.")] = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="For a sampler: metric alone, or such as metric,params,latency_ms.")
+    ] = None,
     store: Store = None,
     verbose: Verbose = False,
 ) -> None:
-    """Search the supernet of a run; with several limits, one winner for each from the same supernet.
+    """Search the supernet of a run; several limits, or another strategy, use the same supernet.
 
-    Example: elm-nni search runs/nano --max-latency-ms 4,8
+    Example: elm-nni search runs/nano --max-latency-ms 4,8 --strategy optuna:nsgaii --objectives metric,latency_ms
     """
-    from elm_nni.pipeline.runner import with_latency_limit
+    from elm_nni.pipeline.runner import with_latency_limit, with_strategy
 
     config = _config_of(run_dir)
-    limits = _limits(max_latency_ms)
+    names = tuple(objectives.split(",")) if objectives is not None else None
+    chosen = with_strategy(config, strategy or config.search.strategy, names)
+    if chosen != config:
+        run_dir /= "-".join((chosen.search.strategy.replace(":", "-"), *chosen.search.objectives))
     with _library(verbose):
         from elm_nni.pipeline.search_stage import winner_line
 
-        if not limits:
-            _show_winner(winner_line(_open(config, run_dir, store).search().folder))
+        if not (limits := _limits(max_latency_ms)):
+            _show_winner(winner_line(_open(chosen, run_dir, store).search().folder))
         for limit in limits:
-            one = _open(with_latency_limit(config, limit), run_dir / f"latency-{limit:g}ms", store)
+            one = _open(with_latency_limit(chosen, limit), run_dir / f"latency-{limit:g}ms", store)
             _show_winner(winner_line(one.search().folder))
 
 
@@ -432,8 +435,10 @@ def _library(verbose: bool) -> Iterator[None]:
         logging.getLogger("nni").propagate = False
         for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        import optuna
         from transformers.utils import logging as transformers_logging
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
     yield

@@ -28,7 +28,8 @@ from elm_nni.strategies.evaluation_claims import RUNNING, Claim, EvaluationClaim
 from elm_nni.strategies.evolution import Counts, Limit, Sample
 from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
 from elm_nni.strategies.study_labels import StudyLabels
-from elm_nni.strategies.study_settings import StudySettings, open_study
+from elm_nni.strategies.study_settings import StudySettings
+from elm_nni.strategies.study_storage import open_study
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class ArchitectureStudy:
         self._ended, self._next_look = False, 0.0
         # a label that does not count is an empty branch to brute force, and a gene to carry along to others
         self._is_tree = settings.sampler_class is optuna.samplers.BruteForceSampler
-        self._study, engine = open_study(settings)
+        self._study, engine = open_study(settings.storage, settings.study_name, list(settings.directions.values()))
         self._check_study()
         self._claims = EvaluationClaims(
             engine, self._study._study_id,
@@ -192,6 +193,14 @@ class ArchitectureStudy:
     def release(self, candidate: Candidate) -> None:
         """Gives back what was interrupted: this worker's next start, or another worker, evaluates it."""
         self._claims.release(candidate.digest)
+
+    def enqueue(self, sample: Sample) -> None:
+        """Has a sample drawn before the sampler is asked, such as one known to be feasible.
+
+        Raises:
+            ValueError: a value is not in the space.
+        """
+        self._study.enqueue_trial(self._labels.encode(sample, only_counting=self._is_tree))
 
     def adopt(self, sample: Sample, metrics: Mapping[str, float] | None) -> None:
         """Adds a finished evaluation of another study, None for a failed one, unless this one has it."""

@@ -17,16 +17,16 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.exc import SQLAlchemyError
+
+from elm_nni.strategies.study_storage import METADATA, WORKERS, create_tables, register_worker
 
 logger = logging.getLogger(__name__)
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
-_METADATA = sa.MetaData()
 _CLAIMS = sa.Table(
-    "elm_nni_claims", _METADATA,
+    "elm_nni_claims", METADATA,
     sa.Column("study", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("trial", sa.Integer, nullable=False),
@@ -36,14 +36,6 @@ _CLAIMS = sa.Table(
     sa.Column("sample", sa.Text, nullable=False),
     sa.Column("metrics", sa.Text),
 )  # fmt: skip
-_WORKERS = sa.Table(
-    "elm_nni_workers", _METADATA,
-    sa.Column("study", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-)  # fmt: skip
-
-_TABLE_TRIES = 5
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -91,8 +83,8 @@ class EvaluationClaims:
         self._engine, self._study, self._beats = engine, study_id, beat
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        _create_tables(engine)
-        self.worker = self._register()
+        create_tables(engine, [_CLAIMS])
+        self.worker = register_worker(engine, study_id)
 
     def claim(self, digest: str, trial: int, sample: Mapping[str, Any]) -> Claim | None:
         """Inserts a claim of this worker, or returns the one that is there; None when ``total`` is reached."""
@@ -196,21 +188,8 @@ class EvaluationClaims:
 
     def _lock(self, connection: Connection) -> None:
         # a row that every claim of the study writes first: the count below is then exact on any database
-        first = sa.and_(_WORKERS.c.study == self._study, _WORKERS.c.number == 0)
-        connection.execute(sa.update(_WORKERS).where(first).values(number=0))
-
-    def _register(self) -> int:
-        known = sa.select(sa.func.max(_WORKERS.c.number)).where(_WORKERS.c.study == self._study)
-        while True:
-            try:
-                with self._engine.begin() as connection:
-                    last = connection.scalar(known)
-                    number = 0 if last is None else last + 1
-                    connection.execute(sa.insert(_WORKERS).values(study=self._study, number=number))
-                return number
-            except IntegrityError:
-                # another worker took this number: the next one is free for somebody
-                continue
+        first = sa.and_(WORKERS.c.study == self._study, WORKERS.c.number == 0)
+        connection.execute(sa.update(WORKERS).where(first).values(number=0))
 
     def _start_beating(self) -> None:
         if self._beats and self._thread is None:
@@ -243,17 +222,3 @@ def _now(connection: Connection) -> float:
         return time.time()
     now = connection.execute(sa.select(sa.func.current_timestamp())).scalar_one()
     return (now if now.tzinfo else now.replace(tzinfo=UTC)).timestamp()
-
-
-def _create_tables(engine: Engine) -> None:
-    for attempt in range(_TABLE_TRIES):
-        try:
-            with engine.begin() as connection:
-                for table in (_CLAIMS, _WORKERS):
-                    connection.execute(CreateTable(table, if_not_exists=True))
-            return
-        except SQLAlchemyError:
-            # "if not exists" can fail when two workers start together
-            if attempt == _TABLE_TRIES - 1:
-                raise
-            time.sleep(0.1 * (attempt + 1))

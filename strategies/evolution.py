@@ -173,6 +173,11 @@ class Evolution:
         self._exhausted = False
 
     @property
+    def counts(self) -> Counts:
+        """What was evaluated, drawn twice and rejected."""
+        return self.constraints.counts
+
+    @property
     def finished(self) -> bool:
         """True when nothing is left to propose and every proposal was told."""
         return self.generation >= self.generations and not self._pending

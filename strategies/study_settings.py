@@ -1,27 +1,17 @@
-"""What a search through an Optuna study looks for, how, and the database it is kept in."""
+"""What a search through an Optuna study looks for, how, and where it is kept."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
-from sqlalchemy import create_engine
-from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.pool import StaticPool
 
-from elm_nni.errors import UserError, first_line
 from elm_nni.strategies.evolution import Limit, Sample
 from elm_nni.strategies.optuna_samplers import checked_arguments, sampler_class, sampler_kind
 
 Measure = Callable[[Sample], float]
-
-_OPEN_TRIES = 5
-# how long a worker waits for another one that writes to an SQLite file
-_LOCK_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,38 +84,3 @@ class StudySettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be >= 1")
         if not self.grace > 0:
             raise ValueError(f"grace is {self.grace!r}; it must be above 0 seconds")
-
-
-def open_study(settings: StudySettings) -> tuple[optuna.Study, Engine]:
-    """The study of the settings, a new one or the one that is there, and the engine of its database.
-
-    Without a storage the study is in memory, and the database is an empty one beside it.
-
-    Raises:
-        UserError: the database cannot be opened.
-    """
-    directions = [StudyDirection[direction.upper()] for direction in settings.directions.values()]
-    if settings.storage is None:
-        # one connection: each would be a database of its own
-        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-        return optuna.create_study(study_name=settings.study_name, directions=directions), engine
-    failures: list[Exception] = []
-    while len(failures) < _OPEN_TRIES:
-        try:
-            storage = optuna.storages.RDBStorage(settings.storage, engine_kwargs=_engine_kwargs(settings.storage))
-            study = optuna.create_study(
-                storage=storage, study_name=settings.study_name, directions=directions, load_if_exists=True
-            )
-            return study, storage.engine
-        except Exception as error:
-            # whatever the database's driver raises; two workers that create one database disturb each other
-            failures.append(error)
-            time.sleep(0.1 * len(failures))
-    reason = first_line(failures[-1])
-    raise UserError(f"storage {settings.storage!r} cannot be opened: {reason}") from failures[-1]
-
-
-def _engine_kwargs(storage: str) -> dict[str, Any]:
-    if make_url(storage).get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": _LOCK_SECONDS}}
-    return {"pool_pre_ping": True}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -14,6 +13,7 @@ import yaml
 
 from elm_nni.errors import UserError
 from elm_nni.pipeline.conversion import build, plain
+from elm_nni.pipeline.validation import validate
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -155,8 +155,17 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Evolution. ``tasks`` (default: all) give the fitness, on ``validation_size`` rows carved from training."""
+    """``evolution``, or ``optuna:NAME``, a sampler of Optuna with its ``sampler_args``.
 
+    ``tasks`` (default: all) give the fitness, on ``validation_size`` rows carved from training. A sampler may have
+    several ``objectives``: ``metric``, ``params``, ``latency_ms``. It evaluates ``evaluations`` architectures, None: as
+    many as the evolution's generations hold.
+    """
+
+    strategy: str = "evolution"
+    objectives: tuple[str, ...] = ("metric",)
+    evaluations: int | None = None
+    sampler_args: dict[str, Any] = field(default_factory=dict)
     population: int = 50
     generations: int = 40
     mutations: int = 25
@@ -277,83 +286,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-
-
-def validate(config: Config) -> None:
-    """Checks ranges that types cannot say.
-
-    Raises:
-        UserError: naming the key, the value and what is allowed.
-    """
-    runtime = f"latency.runtime {config.latency.runtime}"
-    onnx = config.latency.runtime.startswith("onnx")
-    checks: list[tuple[str, Any, bool, str]] = [
-        ("growth.top_k", config.growth.top_k, config.growth.top_k >= 1, ">= 1"),
-        ("growth.budget", config.growth.budget, config.growth.budget > 0, "> 0"),
-        ("growth.threshold", config.growth.threshold, 0 < config.growth.threshold <= 1, "in (0, 1]"),
-        ("growth.epoch_steps", config.growth.epoch_steps, config.growth.epoch_steps >= 1, ">= 1"),
-        ("prune.eta", config.prune.eta, 0 < config.prune.eta <= 1, "in (0, 1]"),
-        ("prune.min_heads", config.prune.min_heads, config.prune.min_heads >= 1, ">= 1"),
-        ("search.mutation_prob", config.search.mutation_prob, 0 < config.search.mutation_prob <= 1, "in (0, 1]"),
-        ("search.population", config.search.population, config.search.population >= 1, ">= 1"),
-        ("search.keep", config.search.keep, config.search.keep >= 1, ">= 1"),
-        ("search.mutations", config.search.mutations, config.search.mutations >= 0, ">= 0"),
-        ("search.crossovers", config.search.crossovers, config.search.crossovers >= 0, ">= 0"),
-        ("search.validation_size", config.search.validation_size, config.search.validation_size >= 1, ">= 1"),
-        (
-            "supernet.probe_rows", config.supernet.probe_rows,
-            config.supernet.probe_rows == 0 or config.supernet.probe_rows >= 16, "0 or >= 16",
-        ),
-        ("growth.every", config.growth.every, config.growth.every >= 1, ">= 1"),
-        ("data.holdout_rows", config.data.holdout_rows, config.data.holdout_rows >= 1, ">= 1"),
-        (
-            "data.streaming", config.data.streaming, not config.data.streaming or config.data.limit_tokens is None,
-            "false where data.limit_tokens is set",
-        ),
-        ("data.limit_tokens", config.data.limit_tokens, (config.data.limit_tokens or 1) >= 1, ">= 1 or null"),
-        ("latency.repeats", config.latency.repeats, config.latency.repeats >= 1, ">= 1"),
-        ("latency.threads", config.latency.threads, config.latency.threads >= 1, ">= 1"),
-        ("latency.batch_size", config.latency.batch_size, config.latency.batch_size >= 1, ">= 1"),
-        ("latency.sequence_length", config.latency.sequence_length, config.latency.sequence_length >= 1, ">= 1"),
-        ("latency.dtype", config.latency.dtype, not onnx or config.latency.dtype == "fp32", f"fp32 with {runtime}"),
-        ("latency.device", config.latency.device, not onnx or config.latency.device == "cpu", f"cpu with {runtime}"),
-        ("export.int8", True, config.export.onnx or not config.export.int8, "false unless export.onnx is true"),
-        ("search.generations", config.search.generations, config.search.generations >= 1, ">= 1"),
-        ("data.sequence_length", config.data.sequence_length, config.data.sequence_length >= 8, ">= 8"),
-        ("tasks", len(config.tasks), len(config.tasks) >= 1, "at least one task"),
-        ("distillation.beta", config.distillation.beta, config.distillation.beta >= 0, ">= 0"),
-        ("distillation.gamma", config.distillation.gamma, config.distillation.gamma >= 0, ">= 0"),
-        ("teacher.finetune_epochs", config.teacher.finetune_epochs, config.teacher.finetune_epochs >= 1, ">= 1"),
-        ("teacher.finetune_lr", config.teacher.finetune_lr, config.teacher.finetune_lr > 0, "> 0"),
-        ("distillation.tau", config.distillation.tau, config.distillation.tau > 0, "> 0"),
-    ]
-    limits = asdict(config.limits)
-    infinite = float("inf")
-    checks += [(f"limits.{key}", value, value is None or 0 < value < infinite, "> 0") for key, value in limits.items()]
-    runs = {
-        "supernet.pretrain": config.supernet.pretrain, "supernet.tasks": config.supernet.tasks,
-        "retrain.pretrain": config.retrain.pretrain, "retrain.finetune": config.retrain.finetune,
-    }  # fmt: skip
-    for name, run in runs.items():
-        checks += [
-            (f"{name}.steps", run.steps, run.steps >= 1, ">= 1"),
-            (f"{name}.batch_size", run.batch_size, run.batch_size >= 1, ">= 1"),
-            (f"{name}.lr", run.lr, run.lr > 0, "> 0"),
-            (f"{name}.warmup", run.warmup, 0 <= run.warmup < 1, "in [0, 1)"),
-            (f"{name}.checkpoint_every", run.checkpoint_every, run.checkpoint_every >= 1, ">= 1"),
-        ]
-    for key, value, allowed, text in checks:
-        if not allowed:
-            raise UserError(f"{key}: {value!r} is not allowed; it must be {text}")
-    names = [task.name for task in config.tasks]
-    for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"tasks: name {name!r} is not allowed; it must be of letters, digits, _ and -")
-    if len(set(names)) < len(names):
-        raise UserError(f"tasks: names must differ, got {', '.join(names)}")
-    unknown = [name for name in config.search.tasks if name not in names]
-    if unknown:
-        raise UserError(f"search.tasks: unknown task {unknown[0]!r}; known: {', '.join(names)}")
 
 
 def _read(source: str) -> dict[str, Any]:

@@ -63,6 +63,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(arguments[0], item, path) for item in items)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {value!r} is not allowed; it must be keys and values")
+        return value
     if origin is Literal:
         # YAML reads a bare off as false
         value = "off" if value is False and "off" in arguments else value

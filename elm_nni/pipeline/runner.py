@@ -19,18 +19,20 @@ from elm_nni.pipeline import (
     evaluate_stage,
     latency_stage,
     precision,
+    prune_stage,
     search_stage,
     student_stage,
     supernet_stage,
     teacher_stage,
 )
 from elm_nni.pipeline.checks import check_inputs
-from elm_nni.pipeline.config import Config, validate
+from elm_nni.pipeline.config import Config
 from elm_nni.pipeline.context import Context, latency_condition
 from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
 from elm_nni.pipeline.probe import Point, read_points
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
 from elm_nni.pipeline.store import StageResult, StageStore, versions, write_json
+from elm_nni.pipeline.validation import validate
 from elm_nni.search_spaces.architecture import architecture_digest
 from elm_nni.seeding import seeded
 
@@ -147,7 +149,7 @@ class Run:
         return result
 
     def search(self) -> StageResult:
-        """The winner of the evolution under the limits."""
+        """The winner of the search under the limits."""
         supernet, table = self.supernet_tasks(), self.latency()
         inputs = search_stage.search_inputs(self.context, supernet.digest, table, self.config.limits)
         result = self._stage(
@@ -162,13 +164,13 @@ class Run:
         """The winner after the head step."""
         supernet, search = self.supernet_tasks(), self.search()
         return self._stage(
-            "prune", search_stage.prune_inputs(self.context, search.digest),
-            lambda folder: search_stage.build_prune(self.context, folder, supernet.folder, search.folder), "prune",
+            "prune", prune_stage.prune_inputs(self.context, search.digest),
+            lambda folder: prune_stage.build_prune(self.context, folder, supernet.folder, search.folder), "prune",
         )  # fmt: skip
 
     def architecture(self) -> Architecture:
         """The canonical architecture that is trained and exported."""
-        return search_stage.pruned_architecture(self.prune().folder)
+        return prune_stage.pruned_architecture(self.prune().folder)
 
     def retrain(self) -> dict[str, StageResult]:
         """Task name to the winner trained on text and fine-tuned on that task."""
@@ -349,6 +351,14 @@ class Run:
 def with_latency_limit(config: Config, milliseconds: float) -> Config:
     """The same run under another latency limit."""
     changed = replace(config, limits=replace(config.limits, max_latency_ms=milliseconds))
+    validate(changed)
+    return changed
+
+
+def with_strategy(config: Config, strategy: str, objectives: tuple[str, ...] | None = None) -> Config:
+    """The same run searched by another strategy, for other objectives."""
+    search = replace(config.search, strategy=strategy, objectives=objectives or config.search.objectives)
+    changed = replace(config, search=search)
     validate(changed)
     return changed
 

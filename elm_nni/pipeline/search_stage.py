@@ -1,4 +1,4 @@
-"""Evolution on the supernet under hard limits, and the CKA step on its winner."""
+"""The search on the supernet under hard limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,23 @@ from elm_nni.analysis.pareto import non_dominated
 from elm_nni.cost.latency_table import LatencyTable, cheapest
 from elm_nni.cost.parameters import count_parameters, extreme_architecture, parameters_outside_embeddings
 from elm_nni.data.batches import evaluation_batches, in_row_order
-from elm_nni.distillation.student import inputs_of
 from elm_nni.errors import UserError
-from elm_nni.modeling.modeling_elm import ElmModel
 from elm_nni.pipeline.config import LimitsConfig, SearchConfig
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, predict
 from elm_nni.pipeline.probe import ProbeRecorder
+from elm_nni.pipeline.sampler_search import Proposal, SamplerSearch, measures
 from elm_nni.pipeline.store import append_json_line, read_json_lines, write_json
 from elm_nni.pipeline.supernet_stage import load_supernet, load_widths
 from elm_nni.pipeline.teacher_stage import score
 from elm_nni.search_spaces.architecture import cell_name, chosen_blocks, layer_label
 from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
-from elm_nni.strategies.head_pruning import CkaHeadPruner
 from elm_nni.strategies.one_shot import set_path
 from elm_nni.strategies.supernet_files import HEADS
 
-HISTORY, SUMMARY, PARETO = "history.jsonl", "summary.json", "pareto.json"
+HISTORY, SUMMARY, PARETO, STUDY = "history.jsonl", "summary.json", "pareto.json", "study.db"
+_OF_SAMPLERS = ("strategy", "objectives", "evaluations", "sampler_args")
 
 
 class SupernetScorer:
@@ -66,7 +65,7 @@ class SupernetScorer:
 def search_inputs(context: Context, supernet: str, table: LatencyTable | None, limits: LimitsConfig) -> dict[str, Any]:
     """What the winner depends on."""
     return {
-        "supernet": supernet, "seed": context.config.seed, "search": asdict(context.config.search),
+        "supernet": supernet, "seed": context.config.seed, "search": _settings_that_count(context.config.search),
         "limits": asdict(limits), "latency": table.digest if table is not None else None,
     }  # fmt: skip
 
@@ -74,51 +73,76 @@ def search_inputs(context: Context, supernet: str, table: LatencyTable | None, l
 def build_search(
     context: Context, folder: Path, supernet: Path, table: LatencyTable | None, limits: LimitsConfig
 ) -> None:
-    """Runs the evolution. Finished evaluations are read from the history instead of being run again."""
-    settings, search = context.settings, context.config.search
+    """Runs the strategy. Finished evaluations are read from the history instead of being run again."""
     widths = load_widths(supernet)
     scorer = SupernetScorer(context, supernet)
-    space = scorer.space
-    constraints = Constraints(
-        make_limits(context, table, limits), canonical=lambda sample: space.canonical(with_widths(sample, widths))
-    )
-    evolution = Evolution(
-        space={layer_label(index): list(space.blocks) for index in range(settings.num_layers)},
-        constraints=constraints, population=search.population, generations=search.generations,
-        mutations=search.mutations, crossovers=search.crossovers, mutation_prob=search.mutation_prob, keep=search.keep,
-        initial=cheapest_first(context, table, widths), seed=context.config.seed,
-    )  # fmt: skip
+    searched = make_search(context, scorer.space, table, limits, widths)
     known = {line["digest"]: line["metric"] for line in read_json_lines(folder / HISTORY)}
     lines: list[dict[str, Any]] = []
-    recorder, generation = ProbeRecorder(context, space, folder, "search"), 0
-    with SearchProgress(max_evaluations(search), context.log) as progress:
-        while (individual := evolution.ask()) is not None:
+    recorder, generation = ProbeRecorder(context, scorer.space, folder, "search"), 0
+    with SearchProgress(max_evaluations(context.config.search), context.log) as progress:
+        while (individual := searched.ask()) is not None:
             if individual.generation != generation:
-                recorder.record(generation, samples=[evolution.best[1].sample])
+                recorder.record(generation, samples=[searched.best[1].sample])
                 generation = individual.generation
             metric = known.get(individual.digest)
             line = history_line(context, individual, metric if metric is not None else scorer(individual.sample), table)
             if metric is None:
                 append_json_line(folder / HISTORY, line)
-            evolution.tell(individual, line["metric"])
+            searched.tell(individual, line["metric"])
             lines.append(line)
             progress.step(individual.generation, line["metric"], known=metric is not None)
-    metric, best = evolution.best
+    metric, best = searched.best
     recorder.record(generation, samples=[best.sample])
-    counts = constraints.counts
+    counts = searched.counts
     write_json(folder / PARETO, pareto_lines(lines))
     write_json(
         folder / SUMMARY,
         {
             "evaluated": counts.evaluated, "duplicates": counts.duplicates, "rejected": counts.rejected,
-            "limits": {name: limit.maximum for name, limit in constraints.limits.items()},
+            "limits": {name: limit.maximum for name, limit in make_limits(context, table, limits).items()},
             "best": history_line(context, best, metric, table),
         },
     )  # fmt: skip
+    if isinstance(searched, SamplerSearch):
+        searched.save(folder / STUDY)
+
+
+def make_search(
+    context: Context, space: ElmSpace, table: LatencyTable | None, limits: LimitsConfig, widths: dict[str, int]
+) -> Evolution | SamplerSearch:
+    """The configured strategy over the blocks of each layer, at fixed widths."""
+    search, seed = context.config.search, context.config.seed
+    choices = {layer_label(index): list(space.blocks) for index in range(context.settings.num_layers)}
+    costs, first = make_limits(context, table, limits), cheapest_first(context, table, widths)
+
+    def canonical(sample: dict[str, Any]) -> dict[str, Any]:
+        return space.canonical(with_widths(sample, widths))
+
+    if search.strategy != "evolution":
+        return SamplerSearch(
+            search, space=choices, limits=costs, measures=measures(context.settings, table), canonical=canonical,
+            first=first, evaluations=max_evaluations(search), seed=seed,
+        )  # fmt: skip
+    return Evolution(
+        space=choices, constraints=Constraints(costs, canonical=canonical), population=search.population,
+        generations=search.generations, mutations=search.mutations, crossovers=search.crossovers,
+        mutation_prob=search.mutation_prob, keep=search.keep, initial=first, seed=seed,
+    )  # fmt: skip
+
+
+def _settings_that_count(search: SearchConfig) -> dict[str, Any]:
+    """Settings that the strategy reads, so that those of the other one leave its stage as it is."""
+    if search.strategy == "evolution":
+        return {k: v for k, v in asdict(search).items() if k not in _OF_SAMPLERS}
+    counted = {k: v for k, v in asdict(search).items() if k in (*_OF_SAMPLERS, "tasks", "validation_size")}
+    return {**counted, "evaluations": max_evaluations(search)}
 
 
 def max_evaluations(search: SearchConfig) -> int:
     """The most architectures that a search evaluates; a small space gives out earlier."""
+    if search.evaluations is not None:
+        return search.evaluations
     return search.population + (search.generations - 1) * (search.mutations + search.crossovers)
 
 
@@ -169,7 +193,9 @@ class SearchProgress:
         )  # fmt: skip
 
 
-def history_line(context: Context, individual: Individual, metric: float, table: LatencyTable | None) -> dict[str, Any]:
+def history_line(
+    context: Context, individual: Individual | Proposal, metric: float, table: LatencyTable | None
+) -> dict[str, Any]:
     """One evaluated architecture with its costs, limited or not."""
     return {
         "generation": individual.generation, "digest": individual.digest, "sample": individual.sample,
@@ -251,49 +277,3 @@ def winner_line(folder: Path) -> dict[str, Any]:
 def winner(folder: Path) -> dict[str, Any]:
     """The canonical architecture that a search found."""
     return winner_line(folder)["sample"]
-
-
-def inherited_model(space: ElmSpace, architecture: dict[str, Any]) -> ElmModel:
-    """The plain model of an architecture of the space with the supernet's weights."""
-    set_path(space, architecture)
-    model = ElmModel(space.architecture_config(architecture))
-    model.load_state_dict(space.freeze(architecture).state_dict(), strict=True)
-    return model
-
-
-def prune_inputs(context: Context, search: str) -> dict[str, Any]:
-    """What the pruned architecture depends on."""
-    return {"search": search, "prune": asdict(context.config.prune)}
-
-
-def build_prune(context: Context, folder: Path, supernet: Path, search: Path) -> None:
-    """CKA between the heads of the winner, measured with the supernet's weights on the tasks' training rows."""
-    settings = context.config.prune
-    model = inherited_model(load_supernet(context, supernet), winner(search)).to(context.device).eval()
-    if settings.mode == "off":
-        model.save_pretrained(folder / "pruned")
-        write_json(folder / "architecture.json", model.config.architecture)
-        return
-    pruner = CkaHeadPruner(eta=settings.eta, mode=settings.mode, min_heads=settings.min_heads, samples=settings.samples)
-    plan = pruner.plan(model, _sentences(context))
-    pruned = pruner.apply(model, plan)
-    plan = pruner.cka_after(plan, pruned, _sentences(context))
-    plan.save(folder)
-    pruned.save_pretrained(folder / "pruned")
-    write_json(folder / "architecture.json", plan.architecture)
-    context.log("prune", heads_before=[x.before for x in plan.layers], heads_after=[x.after for x in plan.layers])
-
-
-def pruned_architecture(folder: Path) -> dict[str, Any]:
-    """The canonical architecture after the head step."""
-    return json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
-
-
-def _sentences(context: Context) -> Iterator[dict[str, Any]]:
-    left = context.config.prune.sequences
-    for task in context.tasks.values():
-        rows = range(min(left, len(task.train)))
-        for start in range(0, len(rows), 64):
-            batch = task.train.batch(list(rows[start : start + 64]))
-            yield inputs_of(batch)
-        left -= len(rows)

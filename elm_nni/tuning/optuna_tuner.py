@@ -17,8 +17,8 @@ from nni.tuner import Tuner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from elm_nni.digest import derive_seed
-from elm_nni.errors import first_line
 from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
+from elm_nni.strategies.study_storage import open_study, register_worker
 from elm_nni.tuning.nni_space import NniSpace
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class OptunaTuner(Tuner):
         optimize_mode: ``maximize`` or ``minimize``.
         storage: a database URL such as ``sqlite:////data/study.db``; None is a file in the experiment's own folder.
         study_name: studies of one name in one storage continue each other.
-        seed: of the sampler, if it takes one; with the number of trials in the study it decides the draws.
+        seed: of the sampler, if it takes one; with the number of this start of the study it decides the draws.
 
     Attributes:
         late_result_seconds: how long the result of a trial that has ended is waited for.
@@ -71,10 +71,10 @@ class OptunaTuner(Tuner):
         self._experiment = str(Path(dispatcher_env_vars.NNI_CHECKPOINT_DIRECTORY or ".").absolute())
         self._kind = sampler_kind(sampler)
         self._arguments = checked_arguments(self._kind, sampler_args or {})
-        self._study = _open(storage or _own_file(), study_name, optimize_mode)
-        # a resumed sampler must not draw again what it drew before; a grid's trials refer to its order
+        self._study, engine = open_study(storage or _own_file(), study_name, [optimize_mode])
+        # a resumed sampler, or one of another experiment, must draw anew; a grid's trials refer to its order
         if seed is not None and self._kind != "grid":
-            seed = derive_seed(seed, "tuner", len(self._study.trials)) % 2**32
+            seed = derive_seed(seed, "tuner", register_worker(engine, self._study._study_id)) % 2**32
         self._seed = seed
         self._live: dict[int, int] = {}
         self._ended: set[int] = set()
@@ -115,10 +115,10 @@ class OptunaTuner(Tuner):
             logger.warning("a result for unknown parameters %s is left out", parameter_id)
             return
         metric = _metric(value)
-        trial = self._study.trials[number]
+        trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
         for name, extra in value.items() if isinstance(value, dict) else ():
             if name != "default" and isinstance(extra, (int, float, str)):
-                self._study._storage.set_trial_user_attr(trial._trial_id, str(name), extra)
+                self._study._storage.set_trial_user_attr(trial_id, str(name), extra)
         self._tell(number, metric)
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
@@ -196,14 +196,6 @@ class OptunaTuner(Tuner):
 def trials_of(storage: str, study_name: str = "nni") -> list[FrozenTrial]:
     """All trials of an experiment's study, for analysis outside of it."""
     return optuna.load_study(study_name=study_name, storage=storage).get_trials()
-
-
-def _open(storage: str, name: str, mode: Literal["maximize", "minimize"]) -> optuna.Study:
-    try:
-        return optuna.create_study(storage=storage, study_name=name, direction=mode, load_if_exists=True)
-    except Exception as error:
-        # whatever the database's driver raises
-        raise ValueError(f"storage is {storage!r}; it cannot be opened: {first_line(error)}") from error
 
 
 def _own_file() -> str:

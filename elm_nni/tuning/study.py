@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Engine
 
 from elm_nni.digest import derive_seed
-from elm_nni.errors import UserError, first_line
+from elm_nni.errors import UserError
 from elm_nni.pipeline.probe import Point
 from elm_nni.pipeline.runner import Run
-from elm_nni.pipeline.store import StageResult, StageStore
+from elm_nni.pipeline.store import StageResult, StageStore, write_json
 from elm_nni.strategies.optuna_samplers import checked_arguments, grid_values, make_sampler, sampler_kind
+from elm_nni.strategies.study_storage import open_study, register_worker, without_password
 from elm_nni.tuning.tune_file import Tuning
 
-# A worker that was killed is taken for dead after this many seconds without a sign; its trial is then tried again.
-HEARTBEAT_SECONDS, GRACE_SECONDS, MAX_RETRIES = 60, 180, 3
-REASON, BUILT = "reason", "stages_built"
+# A trial whose worker died is tried again so many times.
+MAX_RETRIES = 3
+STUDY_FILE = "study.json"
+REASON, BUILT, ARCHITECTURE = "reason", "stages_built", "architecture"
 
 
 class TuningStudy:
@@ -58,10 +63,17 @@ class TuningStudy:
             raise UserError("proxy: the file has none; it must set keys that make a trial cheap")
         self.tuning, self.folder, self.store, self.proxy, self.announce = tuning, folder, store, proxy, announce
         self.url = tuning.storage or f"sqlite:///{folder.absolute() / 'study.db'}"
-        self.name = f"{tuning.name}-proxy" if proxy else tuning.name
+        self.name = _proxy_name(tuning) if proxy else tuning.name
         folder.mkdir(parents=True, exist_ok=True)
-        self.study = _open(self.url, self.name, list(tuning.objectives.values()), tuning.pruner)
-        self.study.sampler = _sampler(tuning, len(self.study.trials))
+        self.study, engine = _open(self.url, self.name, list(tuning.objectives.values()), tuning.grace)
+        self.study.pruner = _pruner(tuning.pruner)
+        self._describe()
+        self.study.sampler = _sampler(tuning, engine, self.study._study_id)
+
+    @property
+    def shown_url(self) -> str:
+        """The storage as it can be shown."""
+        return without_password(self.url)
 
     def run(self) -> None:
         """Runs trials until the study has as many as the file says, those of other workers counted."""
@@ -88,7 +100,9 @@ class TuningStudy:
         try:
             config = self.tuning.config(parameters, proxy=self.proxy)
             observe = partial(_report, trial, []) if self.tuning.pruner != "none" else lambda point: None
-            values = Run(config, self.store, self._run_folder(trial.number), announce, observe).validate()
+            run = Run(config, self.store, self._run_folder(trial.number), announce, observe)
+            values = run.validate()
+            trial.set_user_attr(ARCHITECTURE, run.architecture())
         except UserError as error:
             trial.set_user_attr(REASON, str(error))
             raise
@@ -102,6 +116,17 @@ class TuningStudy:
         made = ", ".join(built) or "nothing"
         self.announce(f"trial {trial.number}: {json.dumps(parameters)}: {shown}; built: {made}")
         return tuple(values[name] for name in self.tuning.objectives)
+
+    def _describe(self) -> None:
+        """What the study's report needs to find it."""
+        tuning = self.tuning
+        write_json(
+            self.folder / STUDY_FILE,
+            {
+                "storage": self.shown_url, "study": tuning.name, "proxy": _proxy_name(tuning) if tuning.proxy else None,
+                "objectives": dict(tuning.objectives), "constraints": dict(tuning.constraints),
+            },
+        )  # fmt: skip
 
     def _run_folder(self, number: int) -> Path:
         return self.folder / ("proxy" if self.proxy else "trials") / str(number)
@@ -130,43 +155,51 @@ def _report(trial: optuna.Trial, points: list[Point], point: Point) -> None:
         raise optuna.TrialPruned
 
 
+def _proxy_name(tuning: Tuning) -> str:
+    return f"{tuning.name}-proxy"
+
+
 def _keeps(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in (trial.constraints or {}).values())
 
 
-def _open(url: str, name: str, directions: list[Any], pruner: str) -> optuna.Study:
-    try:
-        storage = RDBStorage(
-            url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS,
+def _open(url: str, name: str, directions: list[Any], grace: float) -> tuple[optuna.Study, Engine]:
+    with warnings.catch_warnings():
+        # Optuna calls its heartbeats experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study, engine = open_study(
+            url, name, directions, heartbeat_interval=max(1, round(grace / 3)), grace_period=max(2, round(grace)),
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
         )  # fmt: skip
-        study = optuna.create_study(
-            storage=storage, study_name=name, directions=directions, load_if_exists=True, pruner=_pruner(pruner)
-        )
-    except Exception as error:
-        # whatever the database's driver raises
-        raise UserError(f"storage: {url!r} cannot be opened: {first_line(error)}") from error
     held = [direction.name.lower() for direction in study.directions]
     if held != directions:
-        raise UserError(f"objectives: study {name} in {url} has {held}, the file {directions}: choose another name")
-    return study
+        raise UserError(
+            f"objectives: study {name} in {without_password(url)} has {held}, the file {directions}: choose another "
+            "name"
+        )
+    return study, engine
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:
     median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-    return {
-        "none": optuna.pruners.NopPruner(), "median": median, "hyperband": optuna.pruners.HyperbandPruner(),
-        "patient": optuna.pruners.PatientPruner(median, patience=2),
-    }[name]  # fmt: skip
+    with warnings.catch_warnings():
+        # Optuna calls the patient one experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return {
+            "none": optuna.pruners.NopPruner(), "median": median, "hyperband": optuna.pruners.HyperbandPruner(),
+            "patient": optuna.pruners.PatientPruner(median, patience=2),
+        }[name]  # fmt: skip
 
 
-def _sampler(tuning: Tuning, num_trials: int) -> optuna.samplers.BaseSampler:
+def _sampler(tuning: Tuning, engine: Engine, study_id: int) -> optuna.samplers.BaseSampler:
     try:
         kind = sampler_kind(tuning.sampler)
         arguments = checked_arguments(kind, tuning.sampler_args)
         if kind == "grid":
             grid = {key: grid_values(f"space.{key}", distribution) for key, distribution in tuning.space.items()}
             return make_sampler(kind, arguments, seed=tuning.seed, grid=grid)
-        return make_sampler(kind, arguments, seed=derive_seed(tuning.seed, "tune", num_trials) % 2**32)
+        # a worker that starts, or starts again, beside others draws from a place of its own
+        seed = derive_seed(tuning.seed, "tune", register_worker(engine, study_id))
+        return make_sampler(kind, arguments, seed=seed % 2**32)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -47,6 +47,7 @@ class Tuning:
         overrides: dotted keys that every trial has.
         proxy: dotted keys that make a trial cheap, or empty: all trials are then full ones.
         trials: how many the study has in the end, all its workers together.
+        grace: seconds without a sign of life after which a worker counts as dead and its trial is tried again.
     """
 
     base: str
@@ -62,6 +63,7 @@ class Tuning:
     storage: str | None = None
     name: str = "study"
     seed: int = 0
+    grace: float = 180.0
 
     def config(self, parameters: Mapping[str, Any], *, proxy: bool = False) -> Config:
         """The configuration of a trial."""
@@ -152,6 +154,7 @@ def _check(tuning: Tuning) -> None:
         ("pruner", tuning.pruner, tuning.pruner in PRUNERS, f"one of {', '.join(PRUNERS)}"),
         ("pruner", tuning.pruner, tuning.pruner == "none" or len(tuning.objectives) == 1, "none with many objectives"),
         ("seed", tuning.seed, isinstance(tuning.seed, int) and tuning.seed >= 0, ">= 0"),
+        ("grace", tuning.grace, isinstance(tuning.grace, (int, float)) and tuning.grace >= 3, "at least 3 seconds"),
         *[(f"objectives.{key}", mode, mode in ("maximize", "minimize"), "maximize or minimize")
           for key, mode in tuning.objectives.items()],
         *[(f"constraints.{key}", limit, isinstance(limit, (int, float)), "a number")

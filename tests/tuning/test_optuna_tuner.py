@@ -88,7 +88,7 @@ def test_an_end_that_overtakes_the_result_loses_nothing(storage: str) -> None:
 
 def test_a_result_is_waited_for_a_while(storage: str) -> None:
     one = tuner(storage)
-    one.late_result_seconds = 0.5
+    one.late_result_seconds = 3.0
     one.generate_parameters(0)
     one.trial_end(0, False)
     assert states(storage) == [TrialState.RUNNING]
@@ -200,7 +200,7 @@ def test_imported_results_are_trials_and_bad_ones_are_left_out(storage: str, cap
         ({"optimize_mode": "max"}, "optimize_mode is 'max'; allowed: maximize, minimize"),
         ({"sampler_args": {"trials": 3}}, "sampler_args has 'trials'; tpe takes .*multivariate"),
         ({"sampler": "nsgaii", "sampler_args": {"population_size": 1}}, "do not fit nsgaii"),
-        ({"storage": "sqlite:////nowhere/at/all.db"}, "storage is .*cannot be opened"),
+        ({"storage": "sqlite:////nowhere/at/all.db"}, "storage .*cannot be opened"),
         ({"storage": "mysterydb://x"}, "cannot be opened"),
     ],
 )
