@@ -20,7 +20,7 @@ lint: setup
 	$(BIN)/mypy --package elm_nni
 	$(BIN)/mypy search_spaces strategies
 
-# chromium and an ssh server, where apt may install them; tests that lack them are skipped
+# chromium, an ssh server and PostgreSQL, where apt may install them; tests that lack them are skipped
 system:
 	@.ci/system_packages
 

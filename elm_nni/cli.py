@@ -34,6 +34,9 @@ app.add_typer(store_app, name="store")
 register_compat(app)
 
 RunDir = Annotated[Path, typer.Argument(help="A run directory that `elm-nni run` made.")]
+RunOrStudy = Annotated[
+    Path, typer.Argument(help="A run directory that `elm-nni run` made, or the folder of a study of `elm-nni tune`.")
+]
 Store = Annotated[
     Path | None, typer.Option("--store", help="Where stages live. Default: ELM_NNI_STORE or the user's cache.")
 ]
@@ -162,6 +165,10 @@ def tune(
         for found in study.best():
             values = ", ".join(f"{name} {value:.4g}" for name, value in zip(tuning.objectives, found.values))
             _say(f"best: trial {found.number}, {values}: {json.dumps(found.params)}")
+        from elm_nni.report import has_packages, write_study_report
+
+        if has_packages():
+            _say(f"report: {write_study_report(folder)}")
         _say(f"study {study.name} in {study.shown_url}; to look at it: optuna-dashboard {study.shown_url}")
 
 
@@ -237,15 +244,25 @@ def export(
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
-    """Write report.html and its plots.
+def report(
+    folder: RunOrStudy,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Of a study: print its sweeps and proxy as Markdown instead.")
+    ] = False,
+) -> None:
+    """Write report.html and its plots, of a run or of a study.
 
-    Example: elm-nni report runs/nano
+    Example: elm-nni report studies/eta
     """
-    from elm_nni.report import write_report
+    from elm_nni.report import STUDY_FILE, study_tables, write_report, write_study_report
 
-    _config_of(run_dir)
-    _say(f"report: {write_report(run_dir)}")
+    if (folder / STUDY_FILE).is_file():
+        _say(study_tables(folder) if markdown else f"report: {write_study_report(folder)}")
+        return
+    if markdown:
+        raise UserError(f"--markdown is for the folder of a study, which has a {STUDY_FILE}: {folder} has none")
+    _config_of(folder)
+    _say(f"report: {write_report(folder)}")
 
 
 @latency_app.command("measure")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -28,15 +27,16 @@ from elm_nni.strategies.evaluation_claims import RUNNING, Claim, EvaluationClaim
 from elm_nni.strategies.evolution import Counts, Limit, Sample
 from elm_nni.strategies.optuna_samplers import checked_arguments, make_sampler, sampler_kind
 from elm_nni.strategies.study_labels import StudyLabels
-from elm_nni.strategies.study_settings import StudySettings
+from elm_nni.strategies.study_settings import StudySettings, check_study
 from elm_nni.strategies.study_storage import open_study
 
 logger = logging.getLogger(__name__)
 
 Outcome = tuple[dict[str, float], Sample]
 
-_ABOUT = "elm_nni_search"
 _LARGEST_GRID = 1_000_000
+# so many draws without anything new, and the next ones are random
+_STUCK = 10
 # a cost that is no number, or beyond all bounds, has to be some number for a sampler
 _WORST_EXCESS = 1e6
 
@@ -57,7 +57,8 @@ class ArchitectureStudy:
     Every draw is a trial of the study. The first worker that inserts a claim on an architecture's digest evaluates it.
     A draw of a finished one is told its metrics without an evaluation; one that is being evaluated, here or elsewhere,
     fails as a trial and costs nothing. Draws over a limit are told as infeasible. What a dead worker was at is taken
-    over when its heartbeat is older than the grace time.
+    over when its heartbeat is older than the grace time. While a sampler goes on repeating itself, as TPE, GP and
+    genetic ones do on small spaces, draws are random.
 
     A result without a finite number for every objective counts as failed and is not evaluated again.
 
@@ -93,7 +94,7 @@ class ArchitectureStudy:
         # a label that does not count is an empty branch to brute force, and a gene to carry along to others
         self._is_tree = settings.sampler_class is optuna.samplers.BruteForceSampler
         self._study, engine = open_study(settings.storage, settings.study_name, list(settings.directions.values()))
-        self._check_study()
+        check_study(self._study, settings, space=digest(self._labels.values), tree=self._is_tree)
         self._claims = EvaluationClaims(
             engine, self._study._study_id,
             total=settings.evaluations, grace=settings.grace, beat=settings.storage is not None,
@@ -102,6 +103,10 @@ class ArchitectureStudy:
             # a claim follows its trial, so these are of a deleted study whose number was used again
             self._claims.clear()
         self._study.sampler = self._sampler()
+        self._is_exhaustive = isinstance(
+            self._study.sampler, (optuna.samplers.GridSampler, optuna.samplers.BruteForceSampler)
+        )
+        self._random = optuna.samplers.RandomSampler(derive_seed(settings.seed, "stuck", self._claims.worker) % 2**32)
 
     @property
     def study(self) -> optuna.Study:
@@ -152,15 +157,16 @@ class ArchitectureStudy:
 
     def ask(self) -> Candidate | None:
         """The next architecture to evaluate; None while :attr:`waiting`, or when the search has ended."""
-        for _ in range(self.settings.max_tries):
+        for tries in range(self.settings.max_tries):
             trial = self._left_behind()
             if isinstance(trial, Claim):
                 return self._candidate(trial)
             if trial is None:
                 if self._ended or self._claims.counts().total() >= self.settings.evaluations:
                     break
-                trial = self._study.ask()
-            candidate = self._admit(trial)
+                candidate = self._draw_new(at_random=tries >= _STUCK and not self._is_exhaustive)
+            else:
+                candidate = self._admit(trial)
             if candidate is not None:
                 return candidate
         else:
@@ -241,27 +247,6 @@ class ArchitectureStudy:
         seed = settings.seed if kind == "grid" else derive_seed(settings.seed, "search", self._claims.worker)
         return make_sampler(kind, checked_arguments(kind, settings.sampler_args or {}), seed=seed % 2**32, grid=grid)
 
-    def _check_study(self) -> None:
-        about: dict[str, Any] = {
-            "directions": dict(self.settings.directions), "space": digest(self._labels.values), "tree": self._is_tree
-        }  # fmt: skip
-        known: Any = self._study.user_attrs.get(_ABOUT)
-        name = f"study {self.settings.study_name!r}"
-        directions = [direction.name.lower() for direction in self._study.directions]
-        if directions != list(self.settings.directions.values()):
-            raise UserError(f"{name} has the directions {', '.join(directions)}: choose another study_name")
-        if known is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._study.set_metric_names(list(self.settings.directions))
-            self._study.set_user_attr(_ABOUT, about)
-        elif list(known["directions"].items()) != list(about["directions"].items()):
-            raise UserError(f"{name} has the objectives {', '.join(known['directions'])}: choose another study_name")
-        elif known["space"] != about["space"]:
-            raise UserError(f"{name} searches another space: choose another study_name")
-        elif known["tree"] != about["tree"]:
-            raise UserError(f"{name} cannot go on from or to sampler 'bruteforce': choose another study_name")
-
     def _left_behind(self) -> Claim | Trial | None:
         """What a worker that died was at: an evaluation, or a draw without a claim."""
         if time.monotonic() < self._next_look:
@@ -282,6 +267,16 @@ class ArchitectureStudy:
                 self._tell(trial.number, claim.metrics)
         self._next_look = time.monotonic() + self.settings.grace / 6
         return None
+
+    def _draw_new(self, *, at_random: bool) -> Candidate | None:
+        """A new draw, by the sampler or, where that goes on repeating itself, at random."""
+        sampler = self._study.sampler
+        if at_random:
+            self._study.sampler = self._random
+        try:
+            return self._admit(self._study.ask())
+        finally:
+            self._study.sampler = sampler
 
     def _admit(self, trial: Trial) -> Candidate | None:
         sample = self.canonical(self._draw(trial))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import warnings
@@ -11,10 +12,14 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from elm_nni.errors import UserError
+
 SAMPLERS = {
     "tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler",
     "nsgaii": "NSGAIISampler", "nsgaiii": "NSGAIIISampler", "grid": "GridSampler", "bruteforce": "BruteForceSampler",
 }  # fmt: skip
+# packages that Optuna imports with a sampler's first draw, and how to install them
+_NEEDED = {"cmaes": ("cmaes", "elm-nni[studies]"), "gp": ("torch", "torch")}
 
 
 def sampler_kind(name: str) -> str:
@@ -38,21 +43,26 @@ def checked_arguments(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     """Arguments of a sampler, tried out unless it is a grid, which needs its space.
 
     TPE gets ``constant_liar`` unless told otherwise, since trials run side by side, and brute force no premature stop,
-    which would leave out what another worker was drawing.
+    which would leave out what another worker was drawing. CMA-ES draws categories at random and does not warn of each.
 
     Raises:
         ValueError: naming the argument and what is allowed.
+        UserError: the sampler needs a package that is not installed.
 
     Example:
         >>> checked_arguments("tpe", {"n_startup_trials": 5})
         {'n_startup_trials': 5, 'constant_liar': True}
     """
+    _check_package(kind)
     arguments = dict(arguments)
     allowed = _parameters(kind) - {"search_space"}
     for name in arguments:
         if name not in allowed:
             raise ValueError(f"sampler_args has {name!r}; {kind} takes {', '.join(sorted(allowed))}")
-    defaults = {"tpe": {"constant_liar": True}, "bruteforce": {"avoid_premature_stop": True}}
+    defaults = {
+        "tpe": {"constant_liar": True}, "bruteforce": {"avoid_premature_stop": True},
+        "cmaes": {"warn_independent_sampling": False},
+    }  # fmt: skip
     arguments = arguments | {k: v for k, v in defaults.get(kind, {}).items() if k not in arguments}
     if kind != "grid":
         # bad values are found here, not when the first trial is asked for
@@ -61,6 +71,17 @@ def checked_arguments(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]
         except (TypeError, ValueError) as error:
             raise ValueError(f"sampler_args {arguments!r} do not fit {kind}: {error}") from error
     return arguments
+
+
+def check_directions(kind: str, num_directions: int) -> None:
+    """Refuses several objectives for a sampler of one.
+
+    Raises:
+        UserError: naming the sampler and those that can.
+    """
+    if kind == "cmaes" and num_directions > 1:
+        others = ", ".join(name for name in SAMPLERS if name != "cmaes")
+        raise UserError(f"sampler 'cmaes' takes one objective, got {num_directions}; several: {others}")
 
 
 def make_sampler(
@@ -96,6 +117,12 @@ def grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
         raise ValueError(f"parameter {name!r} is continuous; a grid takes choices, whole numbers and steps")
     count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9)
     return [round(distribution.low + index * distribution.step, 12) for index in range(count + 1)]
+
+
+def _check_package(kind: str) -> None:
+    package, install = _NEEDED.get(kind, ("optuna", "optuna"))
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"sampler {kind!r} needs the package {package}: pip install \"{install}\"")
 
 
 def _parameters(kind: str) -> set[str]:

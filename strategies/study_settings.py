@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 
+from elm_nni.errors import UserError
 from elm_nni.strategies.evolution import Limit, Sample
-from elm_nni.strategies.optuna_samplers import checked_arguments, sampler_class, sampler_kind
+from elm_nni.strategies.optuna_samplers import check_directions, checked_arguments, sampler_class, sampler_kind
 
 Measure = Callable[[Sample], float]
+
+_ABOUT = "elm_nni_search"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ class StudySettings:
             raise ValueError(f"sampler_args is {self.sampler_args!r}; a sampler that is made takes none")
         if not self.directions:
             raise ValueError("directions is empty; it must name a metric to maximize or minimize")
+        if isinstance(self.sampler, str):
+            check_directions(sampler_kind(self.sampler), len(self.directions))
         for name, direction in self.directions.items():
             if direction not in ("maximize", "minimize"):
                 raise ValueError(f"directions has {name!r}: {direction!r}; allowed: maximize, minimize")
@@ -84,3 +91,33 @@ class StudySettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be >= 1")
         if not self.grace > 0:
             raise ValueError(f"grace is {self.grace!r}; it must be above 0 seconds")
+
+
+def check_study(study: optuna.Study, settings: StudySettings, *, space: str, tree: bool) -> None:
+    """Describes a new study by what is searched, or refuses one that searches something else.
+
+    Args:
+        space: digest of labels and values.
+        tree: whether labels that do not count are left out of its trials.
+
+    Raises:
+        UserError: naming the study and the difference.
+    """
+    about: dict[str, Any] = {"directions": dict(settings.directions), "space": space, "tree": tree}
+    known: Any = study.user_attrs.get(_ABOUT)
+    name = f"study {settings.study_name!r}"
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != list(settings.directions.values()):
+        raise UserError(f"{name} has the directions {', '.join(directions)}: choose another study_name")
+    if known is None:
+        with warnings.catch_warnings():
+            # Optuna calls names of objectives experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(settings.directions))
+        study.set_user_attr(_ABOUT, about)
+    elif list(known["directions"].items()) != list(about["directions"].items()):
+        raise UserError(f"{name} has the objectives {', '.join(known['directions'])}: choose another study_name")
+    elif known["space"] != space:
+        raise UserError(f"{name} searches another space: choose another study_name")
+    elif known["tree"] != tree:
+        raise UserError(f"{name} cannot go on from or to sampler 'bruteforce': choose another study_name")

@@ -1,5 +1,6 @@
 """The examples do what they say, started from a folder that is not theirs."""
 
+import ast
 import os
 import re
 import subprocess
@@ -35,7 +36,16 @@ def test_own_data_is_a_configuration():
 def test_every_example_is_in_the_table_and_every_file_of_the_table_exists():
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE))
-    assert named == {path.name + "/" * path.is_dir() for path in EXAMPLES.iterdir() if path.name[0] not in "_.R"}
+    inside = {name for name in named if "/" in name.rstrip("/")}
+    assert all((EXAMPLES / name).is_file() for name in inside)
+    there = {path.name + "/" * path.is_dir() for path in EXAMPLES.iterdir() if path.name[0] not in "_.R"}
+    assert named - inside == there
+
+
+def test_every_optuna_example_is_in_its_table():
+    table = (EXAMPLES / "optuna" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE))
+    assert named == {path.name for path in (EXAMPLES / "optuna").iterdir() if path.name[0] not in "_.R"}
 
 
 @pytest.mark.slow
@@ -82,3 +92,20 @@ def test_a_stock_bert_loses_heads_and_loads_again(tmp_path):
     assert int(small.replace(",", "")) > int(smaller.replace(",", ""))
     assert 1 > float(moved) > float(more_moved) > 0.5
     assert "loaded as BertModel: the same embeddings" in printed
+
+
+@pytest.mark.slow
+def test_a_space_of_ones_own_is_searched_for_a_front(tmp_path):
+    printed = run(tmp_path, "optuna/tune_own_space.py")
+    lines = re.findall(r"^(\S+)% with (\S+) parameters: (\{.*\})$", printed, re.M)
+    assert len(lines) == len(printed.splitlines()) > 2
+    front = [(float(right), int(size.replace(",", "")), ast.literal_eval(sample)) for right, size, sample in lines]
+    for _, size, sample in front:
+        width = sample["width"]
+        between = width * width + width if sample["middle"] == "linear" else 0
+        assert size == 64 * width + width + between + 10 * width + 10
+    # every smaller network is less accurate
+    for (right, size, _), (worse, smaller, _) in zip(front, front[1:]):
+        assert smaller < size
+        assert worse < right
+    assert front[0][0] > 80

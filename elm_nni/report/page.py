@@ -74,13 +74,7 @@ def render_page(run: RunData, images: Mapping[str, bytes]) -> str:
         run: what the run directory holds.
         images: PNG files by figure name; a figure that is missing is left out of the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("elm_nni.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
         count=text.exact_count,
         short=text.short_count,
@@ -104,22 +98,34 @@ def render_page(run: RunData, images: Mapping[str, bytes]) -> str:
         removed=_removed_heads(run.pruning),
         auto_class=auto_class(run.model_class),
         model_dir=repr((run.run_dir / "model").as_posix()),
-        images={name: _embed(png) for name, png in images.items()},
+        images={name: embed(png) for name, png in images.items()},
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """The templates of this package: all text is escaped, a name that is not given is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("elm_nni.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 @dataclass(frozen=True)
-class _Image:
+class Image:
     """A figure as the page holds it; ``width`` is its natural width in CSS pixels."""
 
     base64: str
     width: int
 
 
-def _embed(png: bytes) -> _Image:
+def embed(png: bytes) -> Image:
+    """The figure for the macro ``figure`` of the templates."""
     # The header of a PNG file holds its width in pixels as a big-endian integer at byte 16.
     inches = int.from_bytes(png[16:20], "big") / DPI
-    return _Image(base64.b64encode(png).decode("ascii"), round(inches * PIXELS_PER_INCH))
+    return Image(base64.b64encode(png).decode("ascii"), round(inches * PIXELS_PER_INCH))
 
 
 def auto_class(model_class: str | None) -> str:

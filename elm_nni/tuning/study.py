@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
@@ -20,13 +19,19 @@ from elm_nni.errors import UserError
 from elm_nni.pipeline.probe import Point
 from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.store import StageResult, StageStore, write_json
-from elm_nni.strategies.optuna_samplers import checked_arguments, grid_values, make_sampler, sampler_kind
+from elm_nni.report import STUDY_FILE
+from elm_nni.strategies.optuna_samplers import (
+    check_directions,
+    checked_arguments,
+    grid_values,
+    make_sampler,
+    sampler_kind,
+)
 from elm_nni.strategies.study_storage import open_study, register_worker, without_password
-from elm_nni.tuning.tune_file import Tuning
+from elm_nni.tuning.tune_file import Mode, Tuning
 
 # A trial whose worker died is tried again so many times.
 MAX_RETRIES = 3
-STUDY_FILE = "study.json"
 REASON, BUILT, ARCHITECTURE = "reason", "stages_built", "architecture"
 
 
@@ -65,7 +70,7 @@ class TuningStudy:
         self.url = tuning.storage or f"sqlite:///{folder.absolute() / 'study.db'}"
         self.name = _proxy_name(tuning) if proxy else tuning.name
         folder.mkdir(parents=True, exist_ok=True)
-        self.study, engine = _open(self.url, self.name, list(tuning.objectives.values()), tuning.grace)
+        self.study, engine = _open(self.url, self.name, tuning.objectives, tuning.grace)
         self.study.pruner = _pruner(tuning.pruner)
         self._describe()
         self.study.sampler = _sampler(tuning, engine, self.study._study_id)
@@ -77,8 +82,15 @@ class TuningStudy:
 
     def run(self) -> None:
         """Runs trials until the study has as many as the file says, those of other workers counted."""
-        if self._finished() < self.tuning.trials:
-            self.study.optimize(self._trial, callbacks=[self._stop_when_done], catch=(UserError,))
+        while self._finished() < self.tuning.trials:
+            try:
+                self.study.optimize(self._trial, callbacks=[self._stop_when_done], catch=(UserError,))
+                return
+            except (UpdateFinishedTrialError, ValueError) as error:
+                # a ValueError is how Optuna refuses to tell a trial that is no longer this worker's
+                if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):
+                    raise
+                self.announce("this worker stood still for so long that another one took its trial over")
 
     def best(self) -> list[FrozenTrial]:
         """The best trial that keeps the constraints, or the Pareto front; empty if there is none."""
@@ -163,7 +175,8 @@ def _keeps(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in (trial.constraints or {}).values())
 
 
-def _open(url: str, name: str, directions: list[Any], grace: float) -> tuple[optuna.Study, Engine]:
+def _open(url: str, name: str, objectives: Mapping[str, Mode], grace: float) -> tuple[optuna.Study, Engine]:
+    names, directions = list(objectives), [str(mode) for mode in objectives.values()]
     with warnings.catch_warnings():
         # Optuna calls its heartbeats experimental
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -177,6 +190,10 @@ def _open(url: str, name: str, directions: list[Any], grace: float) -> tuple[opt
             f"objectives: study {name} in {without_password(url)} has {held}, the file {directions}: choose another "
             "name"
         )
+    with warnings.catch_warnings():
+        # Optuna calls names of objectives experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(names)
     return study, engine
 
 
@@ -194,6 +211,7 @@ def _pruner(name: str) -> optuna.pruners.BasePruner:
 def _sampler(tuning: Tuning, engine: Engine, study_id: int) -> optuna.samplers.BaseSampler:
     try:
         kind = sampler_kind(tuning.sampler)
+        check_directions(kind, len(tuning.objectives))
         arguments = checked_arguments(kind, tuning.sampler_args)
         if kind == "grid":
             grid = {key: grid_values(f"space.{key}", distribution) for key, distribution in tuning.space.items()}

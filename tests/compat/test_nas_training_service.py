@@ -18,6 +18,7 @@ from nni.tools.nnictl.config_utils import Experiments
 
 from elm_nni.compat.nas_experiment import ResumableNasExperiment
 from elm_nni.compat.nas_record import EvaluationRecord
+from elm_nni.strategies import OptunaSearch
 
 from . import nas_helpers
 from .browser import Browser
@@ -25,18 +26,24 @@ from .conftest import ask, free_port, records, wait_for
 from .nas_helpers import called, finish, fork, killed_when, quality
 from .web_page import WebPage, drawn
 
-NUM_TRIALS = 4
+NUM_TRIALS, NUM_OPTUNA_TRIALS = 4, 6
+ALL_THREE = {"default": "maximize", "width": "minimize", "depth": "maximize"}
 KILLS = int(os.environ.get("ELM_NNI_KILLS", "3")) // 3
 
 
-def drive(home: Path, port: int, watch: Callable[[ResumableNasExperiment], None] = lambda experiment: None) -> None:
-    """The search of a user's script: its space is in a module that trials can import."""
+def enter(home: Path) -> Any:
+    """Makes this process that of a user's script; returns the module of its space, which trials can import."""
     os.chdir(home)
     sys.path.insert(0, str(home))
     os.environ |= {"HOME": str(home), "ELM_NNI_CACHE": str(home / "cache"), "PYTHONWARNINGS": "ignore"}
     os.environ |= {"ELM_NNI_TEST_HOME": str(home), "OMP_NUM_THREADS": "1"}
     Experiments.__init__.__defaults__ = (str(home / "nni-experiments"),)
-    module = __import__("own_space")
+    return __import__("own_space")
+
+
+def drive(home: Path, port: int, watch: Callable[[ResumableNasExperiment], None] = lambda experiment: None) -> None:
+    """The search of a user's script."""
+    module = enter(home)
     config = NasExperimentConfig("ts", "simplified", "local")
     config.max_trial_number, config.trial_concurrency = NUM_TRIALS, 1
     evaluator = FunctionalEvaluator(module.evaluate, calls=str(home / "calls"))
@@ -169,6 +176,54 @@ def check_hyper_parameters(home: Path, port: int) -> None:
     trials.sort(key=lambda trial: trial["default"])
     assert len(lines) >= 2
     assert lines == [drawn(trial, lines[0]) for trial in trials]
+
+
+def drive_optuna(home: Path, port: int) -> None:
+    """A search for a front with two trials side by side; writes what it found and what the manager knows."""
+    module = enter(home)
+    config = NasExperimentConfig("ts", "simplified", "local")
+    config.trial_concurrency = 2
+    evaluator = FunctionalEvaluator(module.evaluate, calls=str(home / "calls"))
+    strategy = OptunaSearch(
+        "nsgaii", {"population_size": 3}, directions=ALL_THREE, objectives={"depth": lambda sample: sample["depth"]},
+        evaluations=NUM_OPTUNA_TRIALS, seed=0,
+    )  # fmt: skip
+    experiment = ResumableNasExperiment(module.Toy(), evaluator, strategy, config, folder=home / "search")
+    experiment.run(port)
+    (home / "front.json").write_text(json.dumps(strategy.front))
+    (home / "trials.json").write_text(json.dumps(ask(port, "trial-jobs")))
+    experiment.stop()
+
+
+@pytest.mark.slow
+def test_optuna_finds_the_front_of_trials_that_run_side_by_side(home: Path) -> None:
+    finish(fork(lambda: drive_optuna(home, free_port()), home / "driver.log"))
+    samples = called(home / "calls")
+    assert len(samples) == len({json.dumps(sample, sort_keys=True) for sample in samples}) == NUM_OPTUNA_TRIALS
+    trials = read(home / "trials.json")
+    assert [trial["status"] for trial in trials] == ["SUCCEEDED"] * NUM_OPTUNA_TRIALS
+    spans = sorted((trial["startTime"], trial["endTime"]) for trial in trials)
+    assert any(start < end for (_, end), (start, _) in zip(spans, spans[1:])), "no two trials ran at one time"
+    found = {}
+    for trial in trials:
+        sample = json.loads(trial["hyperParameters"][0])["parameters"]["mutation_summary"]
+        reported = json.loads(json.loads(trial["finalMetricData"][0]["data"]))
+        assert reported == {"default": quality(sample), "width": sample["width"]}
+        found[json.dumps(sample, sort_keys=True)] = reported | {"depth": sample["depth"]}
+    front = {
+        sample: one
+        for sample, one in found.items()
+        if not any(other != one and is_as_good(other, one) for other in found.values())
+    }
+    assert {json.dumps(sample, sort_keys=True): metrics for metrics, sample in read(home / "front.json")} == front
+    evaluations = EvaluationRecord(home / "search" / "evaluations.jsonl").finished
+    assert {json.dumps(one.sample, sort_keys=True) for one in evaluations} == set(found)
+
+
+def is_as_good(one: dict[str, float], other: dict[str, float]) -> bool:
+    """In every direction of the search."""
+    signs = {name: 1 if direction == "maximize" else -1 for name, direction in ALL_THREE.items()}
+    return all(sign * one[name] >= sign * other[name] for name, sign in signs.items())
 
 
 def nnictl(home: Path, *arguments: str) -> None:

@@ -481,3 +481,12 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
     with pytest.raises(ValueError, match=message) as caught:
         StudySettings(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsgaii"])
+def test_a_small_space_is_seen_to_its_end_though_the_sampler_repeats_itself(sampler: str) -> None:
+    space = {"a": ["x", "y", "z"], "b": ["x", "y", "z"]}
+    study = ArchitectureStudy(space, settings=StudySettings(sampler=sampler, evaluations=9, seed=0))
+    while (candidate := study.ask()) is not None:
+        study.tell(candidate, float(candidate.sample["a"] == "z"))
+    assert len({claim.digest for claim in study.finished}) == 9

@@ -81,6 +81,16 @@ def test_one_objective_has_a_best(home: Path) -> None:
     assert len(calls) == len(set(map(key, calls))) <= 24
 
 
+@pytest.mark.parametrize("sampler", ["cmaes", "gp", "qmc"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_sampler_by_name_searches_a_space_of_nni(home: Path, sampler: str) -> None:
+    calls: list[dict[str, Any]] = []
+    args = {"n_startup_trials": 4} if sampler == "gp" else None
+    strategy = search(home, calls, sampler=sampler, sampler_args=args, evaluations=8)
+    assert len(calls) == len(set(map(key, calls))) == 8
+    assert strategy.best[0]["default"] == max(map(quality, calls))
+
+
 def elm_metrics(model: torch.nn.Module, calls: list[dict[str, Any]]) -> None:
     sample = nni.get_current_parameter().sample
     calls.append(sample)

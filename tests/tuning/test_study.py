@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from elm_nni.errors import UserError
+from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.store import StageStore
 from elm_nni.tuning.estimate import estimate
 from elm_nni.tuning.study import BUILT, REASON, TuningStudy
@@ -123,6 +124,27 @@ def test_a_proxy_is_a_study_of_its_own(tuning_file: TuningFile, tmp_path: Path) 
         study_of(tuning_file(objectives={"params": "minimize"}), tmp_path)
     with pytest.raises(UserError, match="sampler is 'annealing'"):
         study_of(tuning_file(sampler="annealing", name="other"), tmp_path)
+
+
+def test_a_worker_whose_trial_was_taken_over_goes_on_with_the_next(
+    tuning_file: TuningFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    study = study_of(tuning_file(trials=2, sampler="random"), tmp_path, announce=lines.append)
+    other = optuna.load_study(study_name="small", storage=study.url)
+    validate = Run.validate
+
+    def stand_still(run: Run) -> dict[str, float]:
+        if len(other.trials) == 1:
+            other.tell(0, state=TrialState.FAIL)
+        return validate(run)
+
+    monkeypatch.setattr(Run, "validate", stand_still)
+    study.run()
+    found = [trial.state for trial in study.study.trials]
+    assert found[0] == TrialState.FAIL
+    assert found.count(TrialState.COMPLETE) == 2
+    assert "another one took its trial over" in lines[0]
 
 
 def worker(file: Path, folder: Path) -> subprocess.Popen[str]:
