@@ -168,7 +168,7 @@ def tune(
         from elm_nni.report import has_packages, write_study_report
 
         if has_packages():
-            _say(f"report: {write_study_report(folder)}")
+            _say(f"report: {write_study_report(folder, study.url)}")
         _say(f"study {study.name} in {study.shown_url}; to look at it: optuna-dashboard {study.shown_url}")
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
     from elm_nni.strategies.growth import Growable, GrowthEvent, GrowthRecord, PcaGrowth
     from elm_nni.strategies.growth_callback import GrowthCallback
+    from elm_nni.strategies.growth_scores import GrowthScore
     from elm_nni.strategies.head_pruning import CkaHeadPruner, HeadPlan, load_pruned, save_pruned
     from elm_nni.strategies.one_shot import ElmOneShot, set_path, to_supernet
     from elm_nni.strategies.optuna_search import OptunaSearch
@@ -26,6 +27,7 @@ _MODULES = {
     "evolution": ("Constraints", "Evolution", "Individual", "Limit"),
     "growth": ("Growable", "GrowthEvent", "GrowthRecord", "PcaGrowth"),
     "growth_callback": ("GrowthCallback",),
+    "growth_scores": ("GrowthScore",),
     "head_pruning": ("CkaHeadPruner", "HeadPlan", "load_pruned", "save_pruned"),
     "one_shot": ("ElmOneShot", "set_path", "to_supernet"),
     "optuna_search": ("OptunaSearch",),
@@ -47,6 +49,7 @@ __all__ = [
     "GrowthCallback",
     "GrowthEvent",
     "GrowthRecord",
+    "GrowthScore",
     "HeadPlan",
     "Individual",
     "Limit",

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from elm_nni.analysis.covariance import StreamingCovariance
-from elm_nni.analysis.pca import pca_rank
+from elm_nni.strategies.growth_scores import GrowthScore, Mode, ScoreName, make_score
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,11 @@ class GrowthEvent:
 
 @dataclass(frozen=True)
 class GrowthRecord:
-    """What one call of :meth:`PcaGrowth.step` saw and did."""
+    """What one call of :meth:`PcaGrowth.step` saw and did.
+
+    ``normalized`` holds the number of components divided by the width where the score is of PCA. The other scores do
+    not count units, and ``normalized`` equals ``scores``.
+    """
 
     epoch: int
     scores: dict[str, float]
@@ -58,9 +61,9 @@ class PcaGrowth:
     """Grows the cells whose hidden features need the most principal components, under a budget.
 
     While :meth:`watch` is active, the pre-activations of each cell are observed. :meth:`step` ranks the cells by
-    the number of components that explain ``threshold`` of the variance, moves the best ``top_k`` that can still grow
-    to their next width, skips a cell whose step would cross the budget for the next one in the order, and forgets
-    what it saw.
+    the number of components that explain ``threshold`` of the variance, or by another ``score``, moves the best
+    ``top_k`` that can still grow to their next width, skips a cell whose step would cross the budget for the next one
+    in the order, and forgets what it saw.
 
     Args:
         cells: name to :class:`Growable`.
@@ -68,16 +71,24 @@ class PcaGrowth:
         budget: upper bound of ``cost``, in the unit of ``cost`` (parameters).
         cost: widths of all cells to the cost of the space; for ELM the mean parameter count of a uniformly sampled
             architecture.
-        threshold: share of the variance that the components must explain, in (0, 1].
-        mode: ``"step"`` scores single batches and averages (the author's code); ``"epoch"`` pools one covariance.
-        score: ``"pca"`` is the number of components, ``"pca_normalized"`` divides it by the active width.
+        threshold: share of the variance that the components must explain, in (0, 1]; for the PCA scores.
+        mode: ``"step"`` scores single batches and averages (the author's code); ``"epoch"`` pools one covariance. For
+            the PCA scores; the others pool the tokens of all batches.
+        score: ``"pca"`` is the number of components, ``"pca_normalized"`` divides it by the active width. The rest
+            stand in for them in a comparison: ``"activation_norm"``, ``"gradient_saliency"``, ``"learnable_gate"``,
+            ``"random"``, or a signal of your own; see :mod:`elm_nni.strategies.growth_scores`.
         every: observe one forward in ``every`` of a cell (``"step"`` mode computes eigenvalues each time).
+        seed: of the random score.
 
-    A cell that was not seen since the last step has no score and does not grow. Padding is left out when a mask is
-    given by :meth:`set_mask`. Features of fewer than two tokens are ignored.
+    A cell that was not seen since the last step has no score and does not grow, except by the random score, which looks
+    at nothing. ``"gradient_saliency"`` and ``"learnable_gate"`` see a forward when its backward runs; one without
+    gradients (``torch.no_grad``, validation) leaves no trace. Padding is left out when a mask is given by
+    :meth:`set_mask`. Watching changes nothing in the model or its gradients, except by ``"learnable_gate"``, which
+    multiplies the features by its gates while it watches. PCA ignores features of fewer than two tokens.
 
     Raises:
         ValueError: a setting outside its range, or no cells.
+        RuntimeError: from a backward with a score that needs it: features were changed in place.
 
     Example::
 
@@ -95,9 +106,10 @@ class PcaGrowth:
         budget: float,
         cost: Callable[[dict[str, int]], float],
         threshold: float = 0.99,
-        mode: Literal["step", "epoch"] = "step",
-        score: Literal["pca", "pca_normalized"] = "pca",
+        mode: Mode = "step",
+        score: ScoreName | GrowthScore = "pca",
         every: int = 1,
+        seed: int = 0,
     ) -> None:
         if not cells:
             raise ValueError("cells must name at least one growable module")
@@ -107,16 +119,15 @@ class PcaGrowth:
             raise ValueError(f"threshold must be in (0, 1], got {threshold!r}")
         if mode not in ("step", "epoch"):
             raise ValueError(f"mode must be 'step' or 'epoch', got {mode!r}")
-        if score not in ("pca", "pca_normalized"):
-            raise ValueError(f"score must be 'pca' or 'pca_normalized', got {score!r}")
+        if not isinstance(score, GrowthScore):
+            score = make_score(score, cells=cells, threshold=threshold, mode=mode, seed=seed)
         self.cells = dict(cells)
         self.top_k, self.budget, self.cost = top_k, budget, cost
-        self.threshold, self.mode, self.score, self.every = threshold, mode, score, every
+        self.threshold, self.mode, self.score, self.every, self.seed = threshold, mode, score.name, every, seed
         self.history: list[GrowthRecord] = []
+        self._signal = score
         self._mask: Tensor | None = None
         self._seen = dict.fromkeys(self.cells, 0)
-        self._ranks: dict[str, list[int]] = {name: [] for name in self.cells}
-        self._pooled: dict[str, StreamingCovariance] = {}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -141,17 +152,14 @@ class PcaGrowth:
                 handle.remove()
 
     def scores(self) -> dict[str, float]:
-        """The number of components of each observed cell (a mean in ``"step"`` mode)."""
-        if self.mode == "epoch":
-            seen = {name: pooled.covariance() for name, pooled in self._pooled.items() if pooled.count > 1}
-            return {name: float(pca_rank(covariance, self.threshold)) for name, covariance in seen.items()}
-        return {name: sum(ranks) / len(ranks) for name, ranks in self._ranks.items() if ranks}
+        """The score of each observed cell; of the PCA scores the number of components (a mean in ``"step"`` mode)."""
+        return self._signal.scores()
 
     def step(self) -> list[GrowthEvent]:
         """Grows up to ``top_k`` cells by one step each; a cell at its maximum or over the budget is passed over."""
         scores = self.scores()
-        normalized = {name: value / self.widths[name] for name, value in scores.items()}
-        order = normalized if self.score == "pca_normalized" else scores
+        normalized = self._signal.normalized(scores, self.widths)
+        order = normalized if self._signal.by_normalized else scores
         events: list[GrowthEvent] = []
         for name in sorted(order, key=lambda key: (-order[key], key)):
             if len(events) == self.top_k:
@@ -164,7 +172,11 @@ class PcaGrowth:
         record = GrowthRecord(len(self.history), scores, normalized, self.widths, events, cost, self.budget)
         self.history.append(record)
         logger.info("growth %d: %d cells grew, %.0f of the budget left", record.epoch, len(events), self.budget - cost)
-        self._forget()
+        if not scores:
+            needs = " with a backward" if self._signal.needs_gradient else ""
+            logger.warning("growth %d: no cell has a score; %s needs forwards%s", record.epoch, self.score, needs)
+        self._seen = dict.fromkeys(self.cells, 0)
+        self._signal.forget()
         return events
 
     def export(self, sample: Mapping[str, Any], label: Callable[[str], str] = "{}_ffn".format) -> dict[str, Any]:
@@ -180,18 +192,19 @@ class PcaGrowth:
             "widths": self.widths,
             "history": [asdict(record) for record in self.history],
             "seen": dict(self._seen),
-            "ranks": {name: list(ranks) for name, ranks in self._ranks.items()},
-            "pooled": {name: covariance.state_dict() for name, covariance in self._pooled.items()},
+            **self._signal.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict`.
 
         Raises:
-            ValueError: the state is of other cells.
+            ValueError: the state is of other cells, or of another score.
         """
         if set(state["widths"]) != set(self.cells):
             raise ValueError(f"state of {len(state['widths'])} cells does not fit these {len(self.cells)} cells")
+        if not self._signal.state_dict().keys() <= state.keys():
+            raise ValueError(f"state of another score does not fit score={self.score!r}")
         for name, width in state["widths"].items():
             self.cells[name].active_width = int(width)
         self.history = [
@@ -199,32 +212,16 @@ class PcaGrowth:
             for record in state["history"]
         ]
         self._seen = dict(state["seen"])
-        self._ranks = {name: list(ranks) for name, ranks in state["ranks"].items()}
-        self._pooled = {}
-        for name, values in state["pooled"].items():
-            self._pooled[name] = StreamingCovariance(int(self.cells[name].active_width))
-            self._pooled[name].load_state_dict(values)
+        self._signal.load_state_dict(state)
 
-    def _observe(self, name: str, output: Tensor) -> None:
-        self._seen[name] += 1
-        if (self._seen[name] - 1) % self.every:
-            return
-        features = output.detach()
-        if self.mode == "epoch":
-            if name not in self._pooled:
-                self._pooled[name] = StreamingCovariance(features.shape[-1])
-            self._pooled[name].update(features, self._mask)
-            return
-        batch = StreamingCovariance(features.shape[-1])
-        batch.update(features, self._mask)
-        if batch.count > 1:
-            self._ranks[name].append(pca_rank(batch.covariance(), self.threshold))
+    def _observe(self, name: str, output: Tensor) -> Tensor:
+        features = self._signal.transform(name, output)
+        if features.requires_grad or not self._signal.needs_gradient:
+            self._seen[name] += 1
+            if (self._seen[name] - 1) % self.every == 0:
+                self._signal.observe(name, features, self._mask)
+        return features
 
     def _next_width(self, name: str) -> int | None:
         cell = self.cells[name]
         return min((width for width in cell.widths if width > cell.active_width), default=None)
-
-    def _forget(self) -> None:
-        self._seen = dict.fromkeys(self.cells, 0)
-        self._ranks = {name: [] for name in self.cells}
-        self._pooled = {}

@@ -24,7 +24,7 @@ WORKERS = sa.Table(
 
 _TRIES = 5
 # a failure that took longer than this is no accident of two workers that start together
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 20.0
 # how long a worker waits for another one that writes to an SQLite file
 _LOCK_SECONDS = 30
 _CONNECT_SECONDS = 10

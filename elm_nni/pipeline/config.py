@@ -125,7 +125,8 @@ class TrainingConfig:
 class GrowthConfig:
     """PCA growth: after every epoch of ``epoch_steps`` supernet steps the ``top_k`` best cells grow, under ``budget``.
 
-    ``budget`` bounds the mean parameter count of a uniformly sampled architecture, embeddings counted.
+    ``budget`` bounds the mean parameter count of a uniformly sampled architecture, embeddings counted. ``threshold``
+    and ``mode`` are for the PCA scores.
     """
 
     enabled: bool = True
@@ -134,7 +135,9 @@ class GrowthConfig:
     epoch_steps: int = 200
     threshold: float = 0.99
     mode: Literal["step", "epoch"] = "step"
-    score: Literal["pca", "pca_normalized"] = "pca"
+    score: Literal[
+        "pca", "pca_normalized", "activation_norm", "gradient_saliency", "learnable_gate", "random"
+    ] = "pca"  # fmt: skip
     every: int = 1
 
 

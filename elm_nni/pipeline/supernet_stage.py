@@ -81,7 +81,11 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
     )  # fmt: skip
     if config.growth.enabled:
         per_epoch = [losses[start : start + chunks] for start in range(0, len(losses), chunks)]
-        lines = [json.dumps(_growth_line(record, per_epoch[record.epoch]), sort_keys=True) for record in growth.history]
+        signal = _signal(growth)
+        lines = [
+            json.dumps({**_growth_line(record, per_epoch[record.epoch]), **signal}, sort_keys=True)
+            for record in growth.history
+        ]
         (folder / GROWTH).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     _save(space, folder)
 
@@ -161,7 +165,7 @@ def make_growth(context: Context, space: ElmSpace) -> PcaGrowth:
         )
     return PcaGrowth(
         space.cells(), top_k=growth.top_k, budget=growth.budget, cost=cost, threshold=growth.threshold,
-        mode=growth.mode, score=growth.score, every=growth.every,
+        mode=growth.mode, score=growth.score, every=growth.every, seed=context.config.seed,
     )  # fmt: skip
 
 
@@ -233,6 +237,11 @@ def task_batches(
 def _growth_line(record: GrowthRecord, losses: list[float]) -> dict[str, Any]:
     line = asdict(record)
     return {**line, "mean_params": line.pop("cost"), "loss": sum(losses) / len(losses)}
+
+
+def _signal(growth: PcaGrowth) -> dict[str, str]:
+    """Names the signal whose scores are no numbers of components, for the report."""
+    return {} if growth.score in ("pca", "pca_normalized") else {"signal": growth.score}
 
 
 def _save(space: ElmSpace, folder: Path) -> None:

@@ -40,8 +40,10 @@ def write_report(run_dir: Path | str) -> Path:
     return page.write_report(Path(run_dir))
 
 
-def write_study_report(folder: Path | str) -> Path:
+def write_study_report(folder: Path | str, storage: str | None = None) -> Path:
     """Writes ``report.html`` and ``plots/`` into the folder of a study, finished or not; returns the page.
+
+    ``storage`` is the study's URL with its password, which ``study.json`` does not hold.
 
     Raises:
         UserError: the packages are missing (with the command that installs them), the folder holds no ``study.json``,
@@ -50,7 +52,7 @@ def write_study_report(folder: Path | str) -> Path:
     _need_packages()
     from elm_nni.report.study import page
 
-    return page.write_study_report(Path(folder))
+    return page.write_study_report(Path(folder), storage)
 
 
 def study_tables(folder: Path | str) -> str:

@@ -24,7 +24,10 @@ class GrowthEvent:
 
 @dataclass(frozen=True)
 class GrowthEpoch:
-    """What growth saw and did at the end of one supernet epoch; ``widths`` are those after the events."""
+    """What growth saw and did at the end of one supernet epoch; ``widths`` are those after the events.
+
+    ``signal`` names what the scores are: ``pca`` for a number of components, or another signal of a growth.
+    """
 
     epoch: int
     scores: Mapping[str, float]
@@ -34,6 +37,7 @@ class GrowthEpoch:
     mean_params: float
     budget: float | None
     loss: float | None
+    signal: str = "pca"
 
     @property
     def num_events(self) -> int:
@@ -82,6 +86,7 @@ def _growth_epoch(line: Fields) -> GrowthEpoch:
         mean_params=line.number("mean_params"),
         budget=line.optional_number("budget"),
         loss=line.optional_number("loss"),
+        signal=line.text("signal", "pca"),
     )
 
 

@@ -19,12 +19,24 @@ from elm_nni.report.text import short_count
 NUM_COLUMNS = 3
 # With more epochs the printed numbers would run into each other.
 MAX_ANNOTATED_EPOCHS = 12
+SIGNALS = {
+    "pca": "PCA score k (components for 0.99 of the variance)",
+    "activation_norm": "root mean square of the FFN pre-activations",
+    "gradient_saliency": "gradient saliency (mean |feature × gradient|)",
+    "learnable_gate": "learned gate on the FFN pre-activations",
+    "random": "random score",
+}
 
 
 @styled
 def plot_scores(growth: Sequence[GrowthEpoch]) -> Figure:
-    """PCA scores: one panel a block, layers down, epochs across; cells that were not scored stay grey."""
-    return _heat_maps(growth, lambda epoch: epoch.scores, "PCA score k (components for 0.99 of the variance)")
+    """Scores: one panel a block, layers down, epochs across; cells that were not scored stay grey.
+
+    Numbers of components are written into their cells; the scores of other signals are told by colour alone.
+    """
+    signal = growth[0].signal
+    label = SIGNALS.get(signal, f"growth score {signal}")
+    return _heat_maps(growth, lambda epoch: epoch.scores, label, with_numbers=signal == "pca")
 
 
 @styled
@@ -74,7 +86,11 @@ def cell_matrix(
 
 
 def _heat_maps(
-    growth: Sequence[GrowthEpoch], values: Callable[[GrowthEpoch], Mapping[str, float]], label: str
+    growth: Sequence[GrowthEpoch],
+    values: Callable[[GrowthEpoch], Mapping[str, float]],
+    label: str,
+    *,
+    with_numbers: bool = True,
 ) -> Figure:
     cells = [cell for epoch in growth for cell in map(parse_cell, epoch.widths) if cell]
     blocks = list(dict.fromkeys(block for _, block in cells))
@@ -90,7 +106,7 @@ def _heat_maps(
         unused.remove()
     for block, panel in zip(blocks, panels):
         panel.set_title(block)
-        _heat_map(panel, matrices[block], shades, growth)
+        _heat_map(panel, matrices[block], shades, growth, with_numbers)
     _label_outer(panels[: len(blocks)], num_columns)
     figure.colorbar(
         shades.mappable, ax=panels[: len(blocks)], label=label, location="bottom", shrink=0.6, aspect=40, pad=0.02
@@ -107,7 +123,9 @@ def _label_outer(panels: Sequence[Axes], num_columns: int) -> None:
             panel.tick_params(labelbottom=True)
 
 
-def _heat_map(panel: Axes, matrix: NDArray[np.float64], shades: Shades, growth: Sequence[GrowthEpoch]) -> None:
+def _heat_map(
+    panel: Axes, matrix: NDArray[np.float64], shades: Shades, growth: Sequence[GrowthEpoch], with_numbers: bool
+) -> None:
     num_layers, num_epochs = matrix.shape
     panel.set_facecolor(PALE)
     panel.imshow(matrix, cmap=SEQUENTIAL, norm=shades.norm, aspect="auto", interpolation="nearest")
@@ -120,6 +138,8 @@ def _heat_map(panel: Axes, matrix: NDArray[np.float64], shades: Shades, growth: 
     colours = shades.rgba(matrix)
     for (row, column), value in np.ndenumerate(matrix):
         known = not np.isnan(value)
+        if known and not with_numbers:
+            continue
         panel.text(
             column,
             row,

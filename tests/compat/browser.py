@@ -88,7 +88,8 @@ class Browser:
         """Loads the page anew; what its scripts fetch may still be under way."""
         before = self._loaded
         self._call("Page.navigate", url=url)
-        self.wait("true", lambda _: self._loaded > before)
+        # a page of several megabytes, on a machine that does other work
+        self.wait("true", lambda _: self._loaded > before, seconds=90.0)
 
     def value(self, expression: str) -> Any:
         """What the JavaScript expression is in the page, as JSON carries it."""

@@ -1,15 +1,17 @@
 """Presets, overrides, and a clear line for every mistake."""
 
 from dataclasses import asdict
+from typing import get_args, get_type_hints
 
 import pytest
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.errors import UserError
-from elm_nni.pipeline.config import Config, load_config, parse_assignment, preset_names
+from elm_nni.pipeline.config import Config, GrowthConfig, load_config, parse_assignment, preset_names
 from elm_nni.pipeline.context import latency_condition
 from elm_nni.pipeline.conversion import parse_count
 from elm_nni.search_spaces import PRESETS
+from elm_nni.strategies.growth_scores import SCORE_NAMES
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -26,6 +28,10 @@ def test_every_preset_loads_and_survives_a_round_trip(name, tmp_path):
 def test_overrides_reach_nested_keys_and_read_counts():
     config = load_config("nano", {"growth.top_k": 3, "limits.max_params": "10M", "supernet.pretrain.lr": "1e-4"})
     assert (config.growth.top_k, config.limits.max_params, config.supernet.pretrain.lr) == (3, 10e6, 1e-4)
+
+
+def test_the_configuration_knows_every_growth_score():
+    assert get_args(get_type_hints(GrowthConfig)["score"]) == SCORE_NAMES
 
 
 def test_a_file_starts_from_a_preset(tmp_path):
@@ -45,6 +51,7 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("growth.top_k", 0, ["growth.top_k", "0", ">= 1"]),
         ("growth.top_k", "many", ["growth.top_k", "many", "int"]),
         ("growth.threshold", 1.5, ["growth.threshold", "1.5", "(0, 1]"]),
+        ("growth.score", "norm", ["growth.score", "norm", "pca, pca_normalized, activation_norm"]),
         ("prune.mode", "cut", ["prune.mode", "cut", "remove, fuse, off"]),
         ("prune.eta", 0, ["prune.eta", "(0, 1]"]),
         ("retrain.pretrain.warmup", 1, ["retrain.pretrain.warmup", "[0, 1)"]),

@@ -24,6 +24,7 @@ def test_values_equal_the_files(make_run: MakeRun, size: str) -> None:
     run = load_run(run_dir)
     growth, history = read_lines(run_dir / "growth.jsonl"), read_lines(run_dir / "search/history.jsonl")
     assert [dict(epoch.scores) for epoch in run.growth] == [line["scores"] for line in growth]
+    assert {epoch.signal for epoch in run.growth} == {"pca"}
     assert [epoch.num_events for epoch in run.growth] == [len(line["events"]) for line in growth]
     assert [epoch.budget_left for epoch in run.growth] == [line["budget"] - line["mean_params"] for line in growth]
     assert [(c.digest, c.metric, c.latency_ms) for c in run.history] == [

@@ -170,7 +170,7 @@ def test_hostile_strings_are_escaped(make_run: MakeRun) -> None:
         ("results.json", "There is no bootstrap comparison"),
         ("results.json", "There is no architecture to draw"),
         ("results.json", "Times and memory are unknown"),
-        ("growth.jsonl", "There are no PCA scores"),
+        ("growth.jsonl", "There are no growth scores"),
         ("growth.jsonl", "There is no budget to show"),
         ("search/history.jsonl", "There is no progress to draw"),
         ("search/summary.json", "rejected and duplicate counts are unknown"),

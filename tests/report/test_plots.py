@@ -99,6 +99,14 @@ def test_unscored_cells_are_told_from_scored_ones(nano: RunData) -> None:
     assert plot_scores([replace(nano.growth[0], scores={})]).axes
 
 
+@pytest.mark.parametrize(("signal", "label"), [("gradient_saliency", "gradient sal"), ("mine", "growth score mine")])
+def test_scores_of_another_signal_are_named_and_told_by_colour(nano: RunData, signal: str, label: str) -> None:
+    scores = {cell: score / 1e6 for cell, score in nano.growth[0].scores.items() if cell != "layer2_bert"}
+    figure = plot_scores([replace(nano.growth[0], scores=scores, signal=signal)])
+    assert [text.get_text() for text in panels(figure)["bert"].texts] == ["–"]
+    assert figure.axes[-1].get_xlabel().startswith(label)
+
+
 def test_many_epochs_and_own_blocks(nano: RunData) -> None:
     widths = {"layer0_mine": 8, "layer1_mine": 8, "layer0_other": 8}
     growth = [GrowthEpoch(e, dict.fromkeys(widths, 3.0), {}, widths, (), 1e6, None, None) for e in range(40)]

@@ -143,3 +143,19 @@ def test_a_supernet_grows_in_an_nni_experiment_and_exports_its_widths(space: Elm
     frozen = space.freeze(sample)
     for index, layer in enumerate(frozen.layers):
         assert layer.ffn.up.out_features == callback.growth.widths[f"layer{index}_{sample[f'layer{index}']}"]
+
+
+@pytest.mark.parametrize("score", ["gradient_saliency", "learnable_gate"])
+def test_a_supernet_grows_by_what_the_backward_of_its_steps_tells(score: str, space: ElmSpace, home: Path) -> None:
+    callback = GrowthCallback(
+        lambda module: PcaGrowth(
+            space.cells(), top_k=2, budget=1e6, cost=lambda widths: sum(widths.values()), score=score
+        )
+    )
+    run(space, evaluator(home, max_epochs=1, callbacks=[callback]), ElmOneShot(), sequential(home))
+    record = callback.growth.history[0]
+    # two steps, each with one block a layer
+    assert 2 <= len(record.scores) <= 4
+    assert {event.cell for event in record.events} == set(sorted(record.scores, key=record.scores.get)[-2:])
+    assert (1.0 if score == "learnable_gate" else 0.0) not in record.scores.values()
+    assert all(not cell.features._forward_hooks for cell in space.cells().values())

@@ -132,10 +132,14 @@ def sign(mode: Mode) -> int:
     return -1 if mode == "maximize" else 1
 
 
-def load_study(folder: Path) -> StudyData:
+def load_study(folder: Path, storage: str | None = None) -> StudyData:
     """Reads the study that ``study.json`` of a folder names; writes nothing, neither a file nor a table.
 
     A study whose trials have not begun has none; that holds too if only its cheap trials have.
+
+    Args:
+        storage: its URL with the password, which the file does not hold; None takes the file's, and the password from
+            where the database's driver looks for it.
 
     Raises:
         UserError: no such folder or file, a broken one, a storage that cannot be read, a study that is not there or has
@@ -152,7 +156,7 @@ def load_study(folder: Path) -> StudyData:
         raise UserError(f"study folder {str(folder)!r} holds no {STUDY_FILE}; elm-nni tune writes it")
     name, objectives, constraints = fields.text("study"), _objectives(fields), fields.fields("constraints").numbers()
     proxy_name = fields.text("proxy", "") or None
-    url = _url(fields, folder)
+    url = _url(fields, folder) if storage is None else make_url(storage)
     shown = url.render_as_string(hide_password=True)
     studies = _read(url, shown, [name, *([proxy_name] if proxy_name else [])], list(objectives.values()))
     drawn = studies.get(name, [])

@@ -47,13 +47,14 @@ FIGURE_NAMES = (
 )  # fmt: skip
 
 
-def write_study_report(folder: Path) -> Path:
+def write_study_report(folder: Path, storage: str | None = None) -> Path:
     """Writes the report of a study, finished or not, and returns its path.
 
     The same trials give the same report, byte for byte. The page loads nothing from elsewhere.
 
     Args:
         folder: with ``study.json``; ``report.html`` and ``plots/`` in it are replaced.
+        storage: as of :func:`~elm_nni.report.study.load.load_study`.
 
     Raises:
         UserError: as :func:`~elm_nni.report.study.load.load_study`, or the folder cannot be written.
@@ -62,7 +63,7 @@ def write_study_report(folder: Path) -> Path:
         >>> write_study_report(Path("studies/eta"))  # doctest: +SKIP
         PosixPath('studies/eta/report.html')
     """
-    found = StudyFindings.of(load_study(folder))
+    found = StudyFindings.of(load_study(folder, storage))
     target = folder / REPORT_FILE
     try:
         images = _write_plots(found, folder / PLOTS_FOLDER)
