@@ -7,6 +7,7 @@ from elm_nni.cost.latency_table import LatencyTable, cheapest
 from elm_nni.cost.parameters import (
     count_parameters,
     extreme_architecture,
+    match_size,
     mean_parameters,
     parameters_outside_embeddings,
     uniform_width,
@@ -19,6 +20,7 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "extreme_architecture",
+    "match_size",
     "mean_parameters",
     "measure_model",
     "measure_models",

@@ -18,6 +18,7 @@ from elm_nni.search_spaces.architecture import (
     SpaceSettings,
     canonical,
     cell_name,
+    chosen_blocks,
     layer_label,
     layer_specs,
     shared_config,
@@ -25,8 +26,8 @@ from elm_nni.search_spaces.architecture import (
 
 Blocks = Mapping[str, type[Block]]
 
-# How far a uniform architecture may be from the size it should match.
-UNIFORM_TOLERANCE = 0.02
+# How far an architecture may be from the size it should match.
+SIZE_TOLERANCE = 0.02
 
 
 @lru_cache(maxsize=64)
@@ -198,14 +199,65 @@ def uniform_width(
         width = 1 + round((target_params_outside_embeddings / num_layers - smallest) / slope)
         size = num_layers * (smallest + (width - 1) * slope)
         miss = abs(size - target_params_outside_embeddings)
-        if width >= 1 and miss <= UNIFORM_TOLERANCE * target_params_outside_embeddings:
+        if width >= 1 and miss <= SIZE_TOLERANCE * target_params_outside_embeddings:
             sample: dict[str, Any] = {layer_label(index): block for index in range(num_layers)}
             sample |= {f"{cell_name(index, block)}_ffn": width for index in range(num_layers)}
             return canonical(sample, heads)
     raise UserError(
         f"no uniform {block} architecture has {target_params_outside_embeddings} parameters outside the embeddings "
-        f"within {UNIFORM_TOLERANCE:.0%}; one layer of width 1 has {smallest}"
+        f"within {SIZE_TOLERANCE:.0%}; one layer of width 1 has {smallest}"
     )
+
+
+def match_size(
+    architecture: Mapping[str, Any], target: int, settings: SpaceSettings, *, blocks: Blocks | None = None
+) -> Architecture:
+    """The same blocks and heads with feed-forward widths that meet a number of parameters outside the embeddings.
+
+    All widths are multiplied by one factor and rounded, none to less than 1; then single widths move by 1 as long as
+    that comes nearer. They need not be widths of the space and may exceed its largest. An architecture that has the
+    size already stays as it is.
+
+    Args:
+        architecture: Canonical architecture; of any depth, with any head counts.
+        target: The number to match, within 2 %.
+        settings: The space that the architecture belongs to.
+        blocks: Name to block class; None takes the six of the paper.
+
+    Raises:
+        UserError: The target is out of reach, or the architecture names an unknown block or has no layers.
+
+    Example:
+        >>> settings = preset_settings("nano")
+        >>> match_size(extreme_architecture(settings), 300_000, settings)["layer0_mobile_qv_ffn"]
+        102
+    """
+
+    def size(widths: Mapping[str, int]) -> int:
+        return parameters_outside_embeddings({**architecture, **widths}, settings, blocks=blocks)
+
+    labels = [f"{cell_name(index, block)}_ffn" for index, block in enumerate(chosen_blocks(architecture))]
+    given = {label: int(architecture[label]) for label in labels}
+    # a size is linear in each width, so the sizes at factors 1 and 2 give the factor
+    once, twice = size(given), size({label: 2 * width for label, width in given.items()})
+    factor = 1 + (target - once) / (twice - once)
+    widths = _nearest({label: max(1, round(factor * width)) for label, width in given.items()}, target, size)
+    if abs(size(widths) - target) > SIZE_TOLERANCE * target:
+        raise UserError(
+            f"no widths give this architecture {target:,} parameters outside the embeddings within "
+            f"{SIZE_TOLERANCE:.0%}; with every width at 1 it has {size(dict.fromkeys(labels, 1)):,}"
+        )
+    return dict(sorted({**architecture, **widths}.items()))
+
+
+def _nearest(widths: dict[str, int], target: int, size: Callable[[Mapping[str, int]], int]) -> dict[str, int]:
+    """Moves one width by 1 at a time for as long as the size comes nearer to the target; ends, as the miss shrinks."""
+    while True:
+        moved = [{**widths, label: width + by} for label, width in widths.items() for by in (1, -1) if width + by >= 1]
+        best = min(moved, key=lambda one: abs(size(one) - target))
+        if abs(size(best) - target) >= abs(size(widths) - target):
+            return widths
+        widths = best
 
 
 def _layer(block: str, width: int, heads: tuple[int, int]) -> dict[str, Any]:

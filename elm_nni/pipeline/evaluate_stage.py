@@ -122,7 +122,7 @@ def build_evaluate(
         systems.append(teacher_system(HALF, _linear_heads(context, cut), device, note))
     rows = {name: context.test_rows(name) for name in context.tasks}
     for system in systems:
-        system.results = {name: _predict(system.logits[name], rows[name], name) for name in context.tasks}
+        system.results = {name: predict_rows(system.logits[name], rows[name], name) for name in context.tasks}
     table = [_row(system, context.tasks, rows) for system in systems]
     times = measure_systems(
         {system.name: system.module for system in systems if system.module is not None},
@@ -218,7 +218,8 @@ def _add_latency(line: dict[str, Any], found: SystemLatency) -> None:
         line["note"] = "; ".join(filter(None, [line["note"], f"latency not measured: {found.reason}"]))
 
 
-def _predict(logits_of: Callable[[Batch], Tensor], rows: TaskRows, name: str) -> Tensor:
+def predict_rows(logits_of: Callable[[Batch], Tensor], rows: TaskRows, name: str) -> Tensor:
+    """Logits (N, C) of a task in the order of its rows."""
     batches, order = evaluation_batches(rows, name)
     return in_row_order(torch.cat([logits_of(batch).float().cpu() for batch in batches]), order)
 

@@ -79,7 +79,8 @@ def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[st
 
     search = config.search
     evaluations = max_evaluations(search)
-    task_rows = evaluations * search.validation_size * config.data.sequence_length * _TASK_SHARE
+    scored = len(search.tasks or config.tasks)
+    task_rows = evaluations * scored * search.validation_size * config.data.sequence_length * _TASK_SHARE
     trained = 1 + config.baselines.uniform
     retrain, tasks = config.retrain, len(config.tasks)
     return [

@@ -33,8 +33,10 @@ def teacher_inputs(context: Context) -> dict[str, Any]:
     settings["name"] = content_of(settings["name"])
     if settings["head"] not in ("linear", "finetune"):
         settings["head"] = content_of(settings["head"])
+    # the heads are of the teacher alone, whatever space is searched
+    identity = {key: value for key, value in context.identity.items() if key != "space"}
     return {
-        **context.identity,
+        **identity,
         "head": settings,
         "tasks": [{**asdict(task), "source": task.source and content_of(task.source)} for task in context.config.tasks],
         "validation_size": context.config.search.validation_size,

@@ -18,6 +18,7 @@ from elm_nni.cost.parameters import (
     embedding_parameters,
     extreme_architecture,
     full_heads,
+    match_size,
     mean_parameters,
     parameters_outside_embeddings,
     space_config,
@@ -179,6 +180,55 @@ def test_uniform_width_that_cannot_be() -> None:
         uniform_width("bert", 1000, PRESETS["nano"])
     with pytest.raises(UserError, match="unknown block 'brt'"):
         uniform_width("brt", 1_000_000, PRESETS["nano"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_match_size_keeps_blocks_and_heads_and_meets_the_target_of_a_built_model(seed: int) -> None:
+    rng = random.Random(seed)
+    settings = rng.choice([TINY, PRESETS["nano"], PRESETS["elm-small"]])
+    given = random_architecture(rng, settings)
+    target = round(rng.uniform(0.98, 2.5) * parameters_outside_embeddings(given, settings))
+    found = match_size(given, target, settings)
+    built = sum(p.numel() for p in build(found, settings).layers.parameters())
+    assert abs(built - target) <= 0.02 * target
+    assert list(found) == sorted(given)
+    widths = {key: value for key, value in given.items() if key.endswith("_ffn")}
+    assert {key: value for key, value in found.items() if key not in widths} == {
+        key: value for key, value in given.items() if key not in widths
+    }
+    # one factor for all: each width is the factor times its own, but for rounding and a few single steps
+    factor = sum(found[key] for key in widths) / sum(widths.values())
+    assert all(abs(found[key] - factor * width) <= 0.02 * factor * width + 3 for key, width in widths.items())
+
+
+def test_match_size_comes_as_near_as_any_widths_of_small_layers() -> None:
+    settings = replace(TINY, num_layers=2)
+    given = uniform(settings, "bert", 6) | {"layer1_bert_ffn": 12}
+    for target in range(7_000, 9_000, 61):
+        found = match_size(given, target, settings)
+        miss = abs(parameters_outside_embeddings(found, settings) - target)
+        # one width costs 49 parameters, so the best sum of widths is at most half of that away
+        assert miss <= 49 / 2
+        assert found["layer1_bert_ffn"] >= found["layer0_bert_ffn"] - 1
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_match_size_leaves_what_has_the_size(preset: str) -> None:
+    settings = PRESETS[preset]
+    given = random_architecture(random.Random(4), settings)
+    assert match_size(given, parameters_outside_embeddings(given, settings), settings) == given
+
+
+def test_match_size_that_cannot_be() -> None:
+    smallest = uniform(TINY, "bert", 1)
+    limit = parameters_outside_embeddings(smallest, TINY)
+    given = uniform(TINY, "bert", 12)
+    # widths of 1 are allowed, and the size may be missed by 2 %
+    assert match_size(given, round(limit / 1.019), TINY) == smallest
+    with pytest.raises(UserError, match=f"parameters outside the embeddings within 2%; with every width.*{limit:,}"):
+        match_size(given, round(limit / 1.021), TINY)
+    with pytest.raises(UserError, match="layer0"):
+        match_size({}, 1000, TINY)
 
 
 def test_a_block_of_the_users() -> None:

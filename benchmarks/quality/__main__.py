@@ -1,0 +1,10 @@
+"""Run: python benchmarks/quality benchmarks/quality/nano.yaml --out quality [--plan] [--test]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from quality.command import command  # noqa: E402 (found through the line above)
+
+command()

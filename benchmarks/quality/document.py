@@ -1,0 +1,236 @@
+"""Tables as Markdown, the same as JSON, and one figure."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from elm_nni.pipeline.runner import device_name
+from elm_nni.pipeline.store import versions
+from elm_nni.report.style import BLUE, GREY, INK, new_figure, styled
+from quality.comparison import FULL
+from quality.rows import MEAN, RESAMPLES, Difference, Row, best_uniform, differences, mean_of
+from quality.systems import SYSTEMS
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that is printed.
+
+    Attributes:
+        split: ``validation`` or ``test``.
+        tasks: name to its metric and number of rows, by seed.
+        left_out: lines of systems and seeds without students.
+    """
+
+    command: str
+    device: str
+    split: str
+    condition: str
+    tasks: dict[str, dict[str, Any]]
+    rows: list[Row]
+    left_out: list[Line]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """To full ELM, and to the best uniform system."""
+        best = best_uniform(self.rows)
+        return differences(self.rows, FULL) + (differences(self.rows, best) if best else [])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_header(self), "split": self.split, "condition": self.condition, "tasks": self.tasks,
+            "best_uniform": best_uniform(self.rows), "rows": [asdict(row) for row in self.rows],
+            "differences": [asdict(one) for one in self.differences], "left_out": self.left_out,
+        }  # fmt: skip
+
+
+def make_results(
+    command: str, trained: Sequence[Line], rows: list[Row], measured: Mapping[str, Line],
+    tested: Mapping[str, Line] | None,
+) -> Results:  # fmt: skip
+    """Results of rows; number of rows of a task as its splits have it, the smallest and largest of the seeds."""
+    with_students = [line for line in trained if line["students"]]
+    counts: dict[str, list[int]] = {}
+    for line in with_students:
+        for one in line["students"]:
+            found = tested[one["key"]]["rows"] if tested else {n: task["rows"] for n, task in line["tasks"].items()}
+            for name, number in found.items():
+                counts.setdefault(name, []).append(number)
+    metrics = {name: task["metric"] for line in with_students for name, task in line["tasks"].items()}
+    conditions = dict.fromkeys(
+        measured[one["key"]]["condition"] for line in with_students for one in line["students"]
+    )
+    return Results(
+        command, device_name("cpu"), "validation" if tested is None else "test", "; ".join(filter(None, conditions)),
+        {name: {"metric": metrics[name], "rows": sorted({min(n), max(n)})} for name, n in counts.items()}, rows,
+        [{key: line[key] for key in ("system", "seed", "reason")} for line in trained if not line["students"]],
+    )  # fmt: skip
+
+
+def document(results: Results) -> list[str]:
+    """Lines of Markdown."""
+    header = _header(results)
+    best = best_uniform(results.rows)
+    seeds = len({row.seed for row in results.rows})
+    tasks = ", ".join(
+        f"{name} ({task['metric']}, {' to '.join(f'{n:,}' for n in task['rows'])} rows)"
+        for name, task in results.tasks.items()
+    )
+    lines = [
+        f"{header['date']}, {header['device']}, {', '.join(f'{k} {v}' for k, v in header['versions'].items())}",
+        "",
+        f"`{header['command']}`",
+        "",
+        f"- Scores are of the {results.split} rows: {tasks}. {_about_split(results.split)}",
+        f"- Seeds 0 to {seeds - 1}, or as many of the first as a system has; a seed sets splits, weights and batches. "
+        "± is the standard deviation over seeds.",
+        f"- Every system has the parameters outside the embeddings of {FULL}'s winner of the same seed within 2 %, "
+        "the same teacher, data, losses and steps where its note says nothing else.",
+        f"- Milliseconds: median, all systems of a seed timed side by side, {results.condition}. Seconds: wall time of "
+        "all stages that a system needs, also of those that it shares.",
+        *(f"- {name}: {SYSTEMS[name].note}." for name in _names(results.rows)),
+        *(f"- Left out: {one['system']}, seed {one['seed']}: {one['reason']}." for one in results.left_out),
+        "",
+        *quality_table(results.rows),
+        "",
+        *cost_table(results.rows),
+    ]
+    for against in dict.fromkeys(one.against for one in results.differences):
+        chosen = f", the better uniform system by {MEAN} on validation rows" if against == best else ""
+        lines += [
+            "",
+            f"System minus {against}{chosen}, seed by seed: mean ± standard deviation [95 % bootstrap interval over "
+            f"seeds, {RESAMPLES:,} resamples], seeds higher and lower. Intervals of few seeds are too narrow.",
+            "",
+            *difference_table([one for one in results.differences if one.against == against]),
+        ]
+    return [*lines, "", *each_seed(results.rows)]
+
+
+def quality_table(rows: Sequence[Row]) -> list[str]:
+    """A row for each system: mean and standard deviation over seeds."""
+    tasks = shown_tasks(rows[0].scores)
+    body = [
+        [name, str(len(ones)), *(spread([row.scores[task] for row in ones]) for task in tasks)]
+        for name, ones in _by_system(rows).items()
+    ]
+    return _table(["system", "seeds", *tasks], body)
+
+
+def cost_table(rows: Sequence[Row]) -> list[str]:
+    """A row for each system: means over seeds."""
+    body = [
+        [
+            name, *(f"{mean_of(ones, part):,.0f}" for part in ("params", "params_outside_embeddings")),
+            f"{mean_of(ones, 'megabytes'):.1f}", _milliseconds(mean_of(ones, "latency_ms")),
+            f"{mean_of(ones, 'seconds'):,.0f}",
+        ]
+        for name, ones in _by_system(rows).items()
+    ]  # fmt: skip
+    return _table(["system", "parameters", "outside the embeddings", "MB", "ms", "seconds of compute"], body)
+
+
+def difference_table(found: Sequence[Difference]) -> list[str]:
+    """A row for each system, a column for each task."""
+    tasks = shown_tasks(dict.fromkeys(one.task for one in found))
+    body = []
+    for name in dict.fromkeys(one.system for one in found):
+        ones = {one.task: one for one in found if one.system == name}
+        body.append([name, str(ones[tasks[0]].seeds), *(_difference_cell(ones[task]) for task in tasks)])
+    return _table(["system", "seeds", *tasks], body)
+
+
+def each_seed(rows: Sequence[Row]) -> list[str]:
+    """A row for each system, its mean of tasks at each seed."""
+    seeds = sorted({row.seed for row in rows})
+    body = []
+    for name, ones in _by_system(rows).items():
+        values = {row.seed: f"{row.scores[MEAN]:.4f}" for row in ones}
+        body.append([name, *(values.get(seed, "") for seed in seeds)])
+    return _table([MEAN, *(f"seed {seed}" for seed in seeds)], body)
+
+
+def shown_tasks(scores: Iterable[str]) -> list[str]:
+    """The tasks and, of more than one, their mean."""
+    names = list(scores)
+    return names if len(names) > 2 else names[:1]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of one value there is none.
+
+    Example:
+        >>> spread([0.5, 0.7])
+        '0.6000 ± 0.1414'
+    """
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+@styled
+def plot(results: Results) -> Figure:
+    """Quality of each system in a panel for each task and their mean: a point for each seed, a line at their mean."""
+    systems, tasks = _by_system(results.rows), shown_tasks(results.rows[0].scores)
+    figure = new_figure(3.2 + 2.6 * len(tasks), 1.0 + 0.36 * len(systems))
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        for height, (name, ones) in enumerate(systems.items()):
+            values = [row.scores[task] for row in ones]
+            colour = BLUE if name == FULL else GREY
+            axes.plot(values, [height] * len(values), "o", color=colour, alpha=0.6, markersize=5, linestyle="none")
+            axes.plot([np.mean(values)] * 2, [height - 0.32, height + 0.32], color=colour if name == FULL else INK)
+        axes.axvline(np.mean([row.scores[task] for row in systems[FULL]]), color=BLUE, linewidth=0.8, linestyle=":")
+        metric = results.tasks[task]["metric"] if task in results.tasks else "mean"
+        axes.set_title(task)
+        axes.set_xlabel(f"{metric}, {results.split} rows")
+        axes.grid(True, axis="x")
+    panels[0].set_yticks(range(len(systems)), list(systems))
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _header(results: Results) -> dict[str, Any]:
+    return {
+        "date": str(datetime.date.today()), "device": results.device, "versions": versions(),
+        "command": results.command,
+    }  # fmt: skip
+
+
+def _about_split(split: str) -> str:
+    if split == "test":
+        return "They were read after everything was trained and are not used to choose anything."
+    return (
+        "Test rows were not read; the option --test reads them. The best random architecture and the better uniform "
+        "system are chosen on these same rows, which flatters them."
+    )
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """The systems that the rows are of."""
+    shown = {row.system for row in rows}
+    return [name for name in SYSTEMS if any(one == name or one.startswith(f"{name}, ") for one in shown)]
+
+
+def _by_system(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    names = dict.fromkeys(row.system for row in rows)
+    return {name: [row for row in rows if row.system == name] for name in names}
+
+
+def _milliseconds(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
+
+
+def _difference_cell(one: Difference) -> str:
+    deviation = "" if one.deviation is None else f" ± {one.deviation:.4f}"
+    return f"{one.mean:+.4f}{deviation} [{one.low:+.4f}, {one.high:+.4f}], {one.higher} and {one.lower}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]

@@ -1,0 +1,50 @@
+"""How long a comparison will take here: what each system builds that no system before it has built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.plan import estimated_seconds
+from elm_nni.pipeline.precision import build_precision, load_precision, precision_inputs
+from quality.records import Records
+from quality.systems import RANDOM, SYSTEMS
+
+_PARTS = {
+    "teacher": ("teacher",), "supernet": ("supernet",), "supernet_tasks": ("supernet_tasks",),
+    "search": ("search (evaluations)",), "training": ("retrain and baseline", "fine-tune and baseline"),
+}  # fmt: skip
+
+
+def estimate(records: Records) -> list[str]:
+    """A line for each system with the seeds that are still to do, and the sum; one line where nothing is.
+
+    Times a few steps where the store has no such measurement. What the store holds of unfinished systems counts as if
+    it were not there.
+    """
+    comparison, known = records.comparison, records.trained()
+    if all((seed, name) in known for name, seeds in comparison.systems.items() for seed in range(seeds)):
+        return ["every system is trained"]
+    seconds = stage_seconds(records.trial(0).run().context)
+    lines, total = [f"{'system':<36}{'seeds':>6}{'to do':>6}{'minutes each':>14}{'minutes':>9}"], 0.0
+    for name, seeds in comparison.systems.items():
+        times = comparison.random_architectures if name == RANDOM else 1
+        each = times * sum(seconds[stage] for stage in SYSTEMS[name].builds)
+        left = sum((seed, name) not in known for seed in range(seeds))
+        total += left * each
+        lines.append(f"{name:<36}{seeds:>6}{left:>6}{each / 60:>14.1f}{left * each / 60:>9.1f}")
+    return [*lines, f"about {total / 60:.0f} minutes in all, timings and test rows not counted"]
+
+
+def stage_seconds(context: Context) -> dict[str, float]:
+    """Estimated seconds of the stages that systems build."""
+    timing = context.store.build("precision", precision_inputs(context), lambda to: build_precision(context, to))
+    chosen = load_precision(timing.folder)
+    # the trained baselines of a run are systems of their own here
+    config = replace(context.config, baselines=replace(context.config.baselines, uniform=False))
+    found = {name: spent for name, _, spent in estimated_seconds(replace(context, config=config), chosen)}
+    seconds = {stage: sum(found[part] for part in parts) for stage, parts in _PARTS.items()}
+    if context.config.teacher.head == "linear":
+        tokens = sum(int(task.train.lengths.sum()) for task in context.tasks.values())
+        seconds["teacher"] = tokens * chosen["teacher_seconds"]["fp32"] / chosen["tokens"]
+    return seconds

@@ -1,0 +1,208 @@
+"""The systems: a name, a note, how the students of a seed come about, and what is built for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elm_nni.cost.parameters import (
+    extreme_architecture,
+    full_heads,
+    mean_parameters,
+    parameters_outside_embeddings,
+    uniform_width,
+)
+from elm_nni.digest import derive_seed
+from elm_nni.errors import UserError
+from elm_nni.pipeline.evaluate_stage import System as Loaded
+from elm_nni.pipeline.evaluate_stage import elm_system
+from elm_nni.pipeline.runner import Architecture
+from elm_nni.pipeline.search_stage import SUMMARY, make_limits
+from elm_nni.pipeline.supernet_stage import load_widths
+from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, layer_label
+from quality.comparison import FULL
+from quality.trial import SHARED, LeftOut, Student, Trial
+
+Changes = Mapping[str, Any]
+Students = Callable[[Trial], list[Student]]
+Loader = Callable[[str, dict[str, Path], str], Loaded]
+
+RANDOM, BERT, MOBILE = "random architectures", "uniform bert", "uniform mobile"
+UNIFORM = (BERT, MOBILE)
+MAX_DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to a model.
+
+    Attributes:
+        name: of the rows of the tables.
+        note: how it differs, in words.
+        students: trains, or finds trained, what it has for a seed; raises :class:`LeftOut` where it has nothing of the
+            right size.
+        builds: stages for one seed that no system before it has built, for the estimate: ``teacher``, ``supernet``,
+            ``supernet_tasks``, ``search``, ``training``.
+        load: name, folders by task and device to a system whose predictions and milliseconds can be measured.
+        sized: it must have the size of full ELM's winner.
+    """
+
+    name: str
+    note: str
+    students: Students
+    builds: tuple[str, ...]
+    load: Loader = elm_system
+    sized: bool = True
+
+
+def searched(name: str, changes: Callable[[Trial], Changes], *, trained_so: bool = False) -> Students:
+    """Students of the whole pipeline with changes; they hold for the training of the winner if ``trained_so``."""
+
+    def students(trial: Trial) -> list[Student]:
+        chosen = changes(trial)
+        run = trial.run(chosen)
+        architecture = trial.sized(run.architecture())
+        trained_by = run if trained_so else None
+        return [trial.train(name, architecture, found_by=run, trained_by=trained_by, facts={"changes": dict(chosen)})]
+
+    return students
+
+
+def uniform(name: str, block: str) -> Students:
+    """Equal layers of one block at full ELM's size."""
+    return lambda trial: [trial.train(name, uniform_architecture(trial, block))]
+
+
+def uniform_architecture(trial: Trial, block: str) -> Architecture:
+    """Equal layers whose width, or else number, is solved for.
+
+    Raises:
+        LeftOut: the size is below one layer of width 1.
+    """
+    try:
+        return uniform_width(block, trial.target, trial.run().context.settings)
+    except UserError as error:
+        raise LeftOut(str(error)) from error
+
+
+def fixed_widths(trial: Trial) -> Changes:
+    """No growth: every cell has the largest width at which the mean architecture is no larger than the grown one."""
+    run = trial.run()
+    settings, widths = run.context.settings, load_widths(run.supernet().folder)
+    most = mean_parameters(widths, settings)
+    fitting = [
+        width
+        for width in range(settings.ffn_start, settings.ffn_max + 1)
+        if mean_parameters(dict.fromkeys(widths, width), settings) <= most
+    ]
+    return {"growth.enabled": False, "space.ffn_start": max(fitting), "space.ffn_max": max(fitting)}
+
+
+def all_heads(trial: Trial) -> Changes:
+    """No head step: the search looks for what has the size with all of its heads.
+
+    Where every architecture of the supernet is larger, the smallest is allowed; its widths are narrowed afterwards.
+    """
+    run = trial.run()
+    settings, widths = run.context.settings, load_widths(run.supernet().folder)
+    smallest = parameters_outside_embeddings(extreme_architecture(settings, widths), settings)
+    return {"prune.mode": "off", "limits.max_params_outside_embeddings": max(trial.target, smallest)}
+
+
+def random_search(trial: Trial) -> Changes:
+    """As many evaluations as the evolution had."""
+    summary = json.loads((trial.run().search().folder / SUMMARY).read_text(encoding="utf-8"))
+    return {"search.strategy": "optuna:random", "search.evaluations": summary["evaluated"]}
+
+
+def random_students(trial: Trial) -> list[Student]:
+    """Architectures drawn under the limits and brought to the size."""
+    return [
+        trial.train(f"{RANDOM} {index}", architecture, facts={"drawn": drawn})
+        for index, (architecture, drawn) in enumerate(random_architectures(trial))
+    ]
+
+
+def random_architectures(trial: Trial) -> list[tuple[Architecture, int]]:
+    """Distinct architectures of the right size, each with the number of draws up to it.
+
+    Block and width of every layer are drawn uniformly; what is over a limit or cannot be brought to the size is drawn
+    again.
+
+    Raises:
+        LeftOut: too few were found in so many draws.
+    """
+    run = trial.run()
+    settings = run.context.settings
+    limits, heads = make_limits(run.context, run.latency(), run.config.limits), full_heads(settings)
+    rng = np.random.default_rng(derive_seed(trial.seed, RANDOM))
+    found: list[tuple[Architecture, int]] = []
+    for number in range(1, MAX_DRAWS + 1):
+        sample: dict[str, Any] = {}
+        for index in range(settings.num_layers):
+            block = str(rng.choice(BLOCK_NAMES))
+            sample |= {layer_label(index): block, f"{cell_name(index, block)}_ffn": int(rng.choice(settings.widths))}
+        architecture = canonical(sample, heads)
+        if any(limit.measure(architecture) > limit.maximum for limit in limits.values()):
+            continue
+        try:
+            matched = trial.sized(architecture)
+        except LeftOut:
+            continue
+        if matched not in [one for one, _ in found]:
+            found.append((matched, number))
+        if len(found) == trial.comparison.random_architectures:
+            return found
+    raise LeftOut(f"{MAX_DRAWS:,} draws gave {len(found)} architectures under the limits and of the size")
+
+
+def elms_compute(name: str) -> Students:
+    """Uniform bert with so many steps that its training takes what supernet, search and training of ELM took."""
+
+    def students(trial: Trial) -> list[Student]:
+        [elm], [plain] = SYSTEMS[FULL].students(trial), SYSTEMS[BERT].students(trial)
+        seconds = elm.seconds - sum(elm.stages[label].seconds for label in SHARED)
+        factor = seconds / plain.training_seconds
+        retrain = trial.run().config.retrain
+        changes = {
+            "retrain.pretrain.steps": round(factor * retrain.pretrain.steps),
+            "retrain.finetune.steps": round(factor * retrain.finetune.steps),
+        }
+        facts = {"factor": factor, "changes": changes}
+        return [trial.train(name, uniform_architecture(trial, "bert"), trained_by=trial.run(changes), facts=facts)]
+
+    return students
+
+
+_SUPERNET = ("supernet", "supernet_tasks", "search", "training")
+_COMPUTE = "uniform bert given ELM's compute"
+_NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
+_RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        System(FULL, "growth, evolution under the limits, head step", searched(FULL, lambda trial: {}),
+               ("teacher", *_SUPERNET)),
+        System(_NO_GROWTH, "every cell at the width at which the mean architecture is as large as the grown one",
+               searched(_NO_GROWTH, fixed_widths), _SUPERNET),
+        System(_NO_HEADS, "the evolution looks for what has the size with all heads", searched(_NO_HEADS, all_heads),
+               ("search", "training")),
+        System(_MSE, "mean squared error instead of the relational loss on features, in supernet and training",
+               searched(_MSE, lambda trial: {"distillation.features": "mse"}, trained_so=True), _SUPERNET),
+        System(RANDOM, "blocks and widths drawn uniformly under the limits", random_students, ("training",)),
+        System(_RANDOM_SEARCH, "the same supernet and as many evaluations as the evolution",
+               searched(_RANDOM_SEARCH, random_search), ("search", "training")),
+        System(BERT, "equal bert layers, no search", uniform(BERT, "bert"), ("training",)),
+        System(MOBILE, "equal mobile layers, no search", uniform(MOBILE, "mobile"), ("training",)),
+        System(_COMPUTE, "steps of both phases times the seconds of ELM's supernet, search, head step and training "
+               "over those of uniform bert's training", elms_compute(_COMPUTE), _SUPERNET),
+        System(_NO_LATENCY, "evolution on the same supernet without latency limit",
+               searched(_NO_LATENCY, lambda trial: {"limits.max_latency_ms": None}), ("search", "training")),
+    )
+}  # fmt: skip

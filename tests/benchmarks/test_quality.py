@@ -1,0 +1,427 @@
+"""The comparison of systems: the command on a tiny pipeline, killed once, and its numbers against its files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from quality import command, records, systems
+from quality.comparison import FULL, Comparison, load_comparison
+from quality.document import document, make_results, quality_table
+from quality.records import Records
+from quality.rows import MEAN, Row, best_uniform, differences, make_rows
+from quality.systems import BERT, MOBILE, RANDOM, SYSTEMS
+from quality.trial import LeftOut, Trial
+from safetensors import safe_open
+
+from elm_nni.cost.parameters import mean_parameters
+from elm_nni.data.tasks import load_task
+from elm_nni.errors import UserError
+from elm_nni.modeling import ElmForSequenceClassification
+from elm_nni.pipeline.context import Context, task_spec
+from elm_nni.pipeline.run_dir import config_digest
+from elm_nni.pipeline.store import StageStore
+from elm_nni.search_spaces.architecture import chosen_blocks
+
+from ..pipeline.conftest import settings
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+COMPUTE = "uniform bert given ELM's compute"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A comparison that was killed once and ran to its end, on validation rows."""
+
+    file: Path
+    out: Path
+    store: Path
+    plan: str
+    first: str
+    built: dict[Path, int]
+    markdown: str
+    printed: str
+    told: str
+    results: dict[str, Any]
+
+    @property
+    def comparison(self) -> Comparison:
+        return load_comparison(self.file, SYSTEMS)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / name).read_text(encoding="utf-8").splitlines()]
+
+    def students(self, system: str, seed: int = 0) -> list[dict[str, Any]]:
+        found = [line for line in self.lines("trained.jsonl") if (line["system"], line["seed"]) == (system, seed)]
+        assert len(found) == 1
+        return found[0]["students"]
+
+    def state(self, seed: int = 0, **changes: Any) -> dict[str, Any]:
+        """Stages as a run directory notes them."""
+        run = self.out / "runs" / config_digest(self.comparison.config(seed, changes))
+        return json.loads((run / "state.json").read_text(encoding="utf-8"))["stages"]
+
+
+def run_main(done_in: Path, **options: Any) -> tuple[str, str]:
+    given = {"file": done_in / "tiny.yaml", "out": done_in / "out", "store": done_in / "store"}
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        command.main(**{**given, "plan": False, "test": False, **options})
+    return out.getvalue(), err.getvalue()
+
+
+def finished(store: Path) -> dict[Path, int]:
+    """Finished stages and when they were."""
+    return {path: path.stat().st_mtime_ns for path in store.glob("*/*/stage.json")}
+
+
+def killed_after(lines: int, folder: Path) -> str:
+    """Starts the command itself and kills it when so many systems are trained; returns its records."""
+    path = folder / "out" / "trained.jsonl"
+    arguments = ["benchmarks/quality", str(folder / "tiny.yaml"), "--out", str(folder / "out")]
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--store", str(folder / "store")], cwd=ROOT, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        for _ in range(6000):
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            if text.count("\n") >= lines:
+                return text
+            assert process.poll() is None, f"the command ended with {process.returncode}"
+            time.sleep(0.05)
+        raise AssertionError("the command trained nothing in five minutes")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def done(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("quality")
+    small = settings(own)
+    short = {"steps": 4, "batch_size": 8, "lr": 1e-3, "checkpoint_every": 4}
+    small["supernet"] |= {"pretrain": short, "probe_rows": 0}
+    # enough for architectures to differ in accuracy, and for the head step to remove heads
+    small["retrain"] = {"pretrain": short, "finetune": short | {"steps": 12, "lr": 1e-2, "checkpoint_every": 12}}
+    small["prune"] |= {"eta": 0.3, "min_heads": 3}
+    small["space"] |= {"ffn_start": 16, "ffn_max": 32}
+    (folder / "own.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+    seeds = {**dict.fromkeys(SYSTEMS, 1), FULL: 2, BERT: 2}
+    content = {"base": "own.yaml", "systems": seeds, "random_architectures": 2, "changes": {"search.keep": 4}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        plan, _ = run_main(folder, plan=True)
+        assert {path.parent.parent.name for path in finished(folder / "store")} == {"precision"}
+        first = killed_after(1, folder)
+        built = finished(folder / "store")
+        patch.setattr(Context, "test_rows", _refused)
+        printed, told = run_main(folder)
+    out = folder / "out"
+    return Done(
+        folder / "tiny.yaml", out, folder / "store", plan, first, built, (out / "results.md").read_text("utf-8"),
+        printed, told, json.loads((out / "results.json").read_text("utf-8")),
+    )  # fmt: skip
+
+
+def _refused(*_: Any) -> None:
+    raise AssertionError("test rows were asked for")
+
+
+def test_the_estimate_comes_first_and_adds_up(done: Done) -> None:
+    rows = [line.split() for line in done.plan.splitlines()[1:-1]]
+    assert len(rows) == len(SYSTEMS)
+    for row in rows:
+        seeds, left, each, total = map(float, row[-4:])
+        assert seeds == left == (2 if " ".join(row[:-4]) in (FULL, BERT) else 1)
+        assert total == pytest.approx(left * each, abs=0.05 * (left + 1))
+    minutes = sum(float(row[-1]) for row in rows)
+    assert float(re.search(r"about (\d+) minutes", done.plan).group(1)) == pytest.approx(minutes, abs=1.1)
+    # the second start counts what the first one left
+    assert re.search(rf"^{FULL} +2 +1 ", done.told, flags=re.MULTILINE)
+    assert done.told.index("minutes in all") < done.told.index("2/12 ")
+
+
+def test_what_was_trained_before_the_kill_is_not_trained_again(done: Done) -> None:
+    assert "full ELM, seed 0" not in done.told
+    assert (done.out / "trained.jsonl").read_text(encoding="utf-8").startswith(done.first)
+    now = finished(done.store)
+    assert done.built
+    assert {path: now[path] for path in done.built} == done.built
+    # and a third start builds, trains, times and prints nothing new
+    kept = {name: (done.out / name).read_bytes() for name in ("trained.jsonl", "measured.jsonl", "results.md")}
+    printed, told = run_main(done.out.parent)
+    assert told == "every system is trained\n"
+    assert {name: (done.out / name).read_bytes() for name in kept} == kept
+    assert printed == done.printed == done.markdown
+    assert finished(done.store) == now
+
+
+def test_every_system_and_seed_has_its_students(done: Done) -> None:
+    trained = done.lines("trained.jsonl")
+    assert [line["seed"] for line in trained] == [0] * len(SYSTEMS) + [1] * 2
+    assert {line["system"] for line in trained} == set(SYSTEMS)
+    assert all(len(line["students"]) == (2 if line["system"] == RANDOM else 1) for line in trained)
+    assert len(done.results["rows"]) == len(SYSTEMS) + 1 + 2
+    assert done.results["split"] == "validation"
+    assert "Scores are of the validation rows: reviews (accuracy, 40 rows)" in done.markdown
+    assert (done.out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_have_the_size_of_full_elm_counted_in_the_files_of_their_models(done: Done) -> None:
+    measured = {key: one for line in done.lines("measured.jsonl") for key, one in line["students"].items()}
+    for seed in range(2):
+        target = None
+        for line in [line for line in done.lines("trained.jsonl") if line["seed"] == seed]:
+            for one in line["students"]:
+                file = done.store / one["models"]["reviews"] / "model" / "model.safetensors"
+                with safe_open(file, "pt") as tensors:
+                    sizes = {name: int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
+                outside = sum(size for name, size in sizes.items() if name.startswith("elm.layers."))
+                target = target or outside
+                assert abs(outside - target) <= 0.02 * target
+                assert measured[one["key"]]["params_outside_embeddings"] == outside
+                assert measured[one["key"]]["params"] == sum(n for k, n in sizes.items() if k.startswith("elm."))
+                assert measured[one["key"]]["megabytes"] == pytest.approx(file.stat().st_size / 2**20, abs=0.006)
+                assert measured[one["key"]]["latency_ms"] > 0
+
+
+def test_scores_and_seconds_are_those_of_the_stages(done: Done) -> None:
+    shared = ["precision", "teacher"]
+    search = [*shared, "latency", "supernet", "supernet_tasks", "search", "prune"]
+    names = {FULL: FULL, BERT: BERT, f"{RANDOM} 1": RANDOM}
+    for label, system in names.items():
+        stages = done.state()
+        labels = [*(search if system == FULL else shared), f"{label} pretrain", f"{label} reviews"]
+        one = done.students(system)[-1]
+        assert sum(one["seconds"].values()) == pytest.approx(sum(stages[name]["seconds"] for name in labels))
+        scores = json.loads((Path(stages[f"{label} reviews"]["folder"]) / "scores.json").read_text("utf-8"))
+        assert one["validation"] == {"reviews": scores["validation"]}
+    rows = {(row["system"], row["seed"]): row for row in done.results["rows"]}
+    seconds = [sum(one["seconds"].values()) for one in done.students(RANDOM)]
+    values = [one["validation"]["reviews"] for one in done.students(RANDOM)]
+    mean, best = rows[f"{RANDOM}, mean of 2", 0], rows[f"{RANDOM}, best of 2 by validation", 0]
+    assert (mean["seconds"], best["seconds"]) == pytest.approx((sum(seconds) / 2, sum(seconds)))
+    assert (mean["scores"]["reviews"], best["scores"]["reviews"]) == pytest.approx((sum(values) / 2, max(values)))
+
+
+def test_tables_follow_from_the_records(done: Done) -> None:
+    values = {(line["system"], line["seed"]): line["students"][0]["validation"]["reviews"]
+              for line in done.lines("trained.jsonl")}  # fmt: skip
+    full, bert = ([values[name, seed] for seed in range(2)] for name in (FULL, BERT))
+    assert len(set(values.values())) > 1
+    for name, (a, b) in ((FULL, full), (BERT, bert)):
+        assert f"| {name} | 2 | {(a + b) / 2:.4f} ± {abs(a - b) / 2**0.5:.4f} |" in done.markdown
+    assert f"| {MOBILE} | 1 | {values[MOBILE, 0]:.4f} |" in done.markdown
+    apart = [b - a for a, b in zip(full, bert, strict=True)]
+    cell = f"{sum(apart) / 2:+.4f} ± {abs(apart[0] - apart[1]) / 2**0.5:.4f} [{min(apart):+.4f}, {max(apart):+.4f}]"
+    assert f"| {BERT} | 2 | {cell}, {sum(x > 0 for x in apart)} and {sum(x < 0 for x in apart)} |" in done.markdown
+
+
+def test_how_the_systems_differ(done: Done) -> None:
+    def changes(system: str) -> dict[str, Any]:
+        return done.students(system)[0]["facts"]["changes"]
+
+    def blocks(system: str) -> list[str]:
+        return chosen_blocks(done.students(system)[0]["architecture"])
+
+    context = Trial(done.comparison, 0, StageStore(done.store), done.out / "runs").run().context
+    stages = done.state()
+    grown = json.loads((Path(stages["supernet"]["folder"]) / "widths.json").read_text("utf-8"))
+    width = changes("no growth")["space.ffn_start"]
+    small, large = (mean_parameters(dict.fromkeys(grown, width + by), context.settings) for by in (0, 1))
+    assert len(set(grown.values())) > 1
+    assert small <= mean_parameters(grown, context.settings) < large
+
+    heads = [value for key, value in done.students(FULL)[0]["architecture"].items() if key.endswith("_heads")]
+    kept = [value for key, value in done.students("no head step")[0]["architecture"].items() if key.endswith("_heads")]
+    assert min(heads) < 4
+    assert set(kept) == {4}
+    assert changes("no head step")["limits.max_params_outside_embeddings"] >= done.lines("trained.jsonl")[0]["target"]
+
+    summary = json.loads((Path(stages["search"]["folder"]) / "summary.json").read_text("utf-8"))
+    drawn = done.state(**changes("random search"))
+    assert changes("random search")["search.strategy"] == "optuna:random"
+    assert drawn["supernet"]["digest"] == stages["supernet"]["digest"]
+    evaluated = json.loads((Path(drawn["search"]["folder"]) / "summary.json").read_text("utf-8"))["evaluated"]
+    assert evaluated == summary["evaluated"]
+    free = Path(done.state(**changes("no latency limit"))["search"]["folder"])
+    free = json.loads((free / "summary.json").read_text("utf-8"))
+    assert (set(free["limits"]), set(summary["limits"])) == ({"params"}, {"params", "latency_ms"})
+    assert done.state(**changes("MSE features"))["supernet"]["digest"] != stages["supernet"]["digest"]
+    assert "MSE features pretrain" in done.state(**changes("MSE features"))
+    assert (set(blocks(BERT)), set(blocks(MOBILE))) == ({"bert"}, {"mobile"})
+
+    first, second = (one["architecture"] for one in done.students(RANDOM))
+    assert first != second
+
+
+def test_the_compute_of_elm_is_turned_into_steps(done: Done) -> None:
+    elm, plain, [long] = done.students(FULL)[0]["seconds"], done.students(BERT)[0]["seconds"], done.students(COMPUTE)
+    own = [sum(v for k, v in one.items() if k not in ("precision", "teacher")) for one in (elm, plain)]
+    factor = own[0] / own[1]
+    assert long["facts"]["factor"] == pytest.approx(factor)
+    assert long["facts"]["changes"] == {
+        "retrain.pretrain.steps": round(4 * factor), "retrain.finetune.steps": round(12 * factor),
+    }  # fmt: skip
+    folder = Path(done.state(**long["facts"]["changes"])[f"{COMPUTE} pretrain"]["folder"])
+    assert json.loads((folder / "stage.json").read_text("utf-8"))["inputs"]["training"]["steps"] == round(4 * factor)
+
+
+def test_sizes_that_do_not_match_are_not_printed(done: Done, tmp_path: Path) -> None:
+    shutil.copytree(done.out, tmp_path / "out", symlinks=True)
+    lines = done.lines("measured.jsonl")
+    key = done.students(MOBILE)[0]["key"]
+    size = lines[0]["students"][done.students(FULL)[0]["key"]]["params_outside_embeddings"]
+    for wrong, refused in ((int(1.019 * size), False), (int(1.021 * size) + 1, True), (int(0.979 * size), True)):
+        lines[0]["students"][key]["params_outside_embeddings"] = wrong
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "out" / "measured.jsonl").write_text(text, encoding="utf-8")
+        (tmp_path / "out" / "results.md").unlink(missing_ok=True)
+        if not refused:
+            run_main(done.out.parent, out=tmp_path / "out")
+            continue
+        with pytest.raises(UserError, match=rf"{MOBILE}, seed 0: {wrong:,} .* but {FULL} has {size:,}; .* 2%"):
+            run_main(done.out.parent, out=tmp_path / "out")
+        assert not (tmp_path / "out" / "results.md").exists()
+
+
+def test_test_rows_are_scored_once_and_by_the_option_alone(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(done.out, tmp_path / "out", symlinks=True)
+    printed, _ = run_main(done.out.parent, out=tmp_path / "out", test=True)
+    assert "Scores are of the test rows: reviews (accuracy, 40 rows)" in printed
+    tested = [json.loads(line) for line in (tmp_path / "out" / "tested.jsonl").read_text("utf-8").splitlines()]
+    assert len(tested) == len(SYSTEMS) + 1 + 2
+    # an independent score, row by row, from the saved model
+    one = done.students(COMPUTE)[0]
+    model = ElmForSequenceClassification.from_pretrained(done.store / one["models"]["reviews"] / "model").eval()
+    context = Trial(done.comparison, 0, StageStore(done.store), done.out / "runs").run().context
+    rows = load_task(task_spec(context.config.tasks[0]), 0).test
+    right = 0
+    for row in rows:
+        ids = context.tokenizer(row["text"], truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            right += int(model(ids["input_ids"], ids["attention_mask"]).logits.argmax()) == row["label"]
+    [found] = [line["scores"] for line in tested if line["key"] == one["key"]]
+    assert found == {"reviews": right / len(rows)}
+    assert f"| {COMPUTE} | 1 | {right / len(rows):.4f} |" in printed
+
+    monkeypatch.setattr(Context, "test_rows", _refused)
+    assert run_main(done.out.parent, out=tmp_path / "out", test=True)[0] == printed
+
+
+def test_a_system_without_an_architecture_of_the_size_is_left_out_with_the_reason(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems, "MAX_DRAWS", 20)
+    kept = Records(done.comparison, StageStore(done.store), tmp_path)
+    kept.trial(0).target = 100
+    for name in (BERT, RANDOM):
+        with pytest.raises(LeftOut):
+            SYSTEMS[name].students(kept.trial(0))
+    line = kept._train(BERT, kept.trial(0))
+    assert line["students"] == []
+    trained = [one for one in done.lines("trained.jsonl") if one["system"] != BERT] + [line]
+    measured = {key: one for two in done.lines("measured.jsonl") for key, one in two["students"].items()}
+    records.check_sizes(trained, measured)
+    results = make_results("x", trained, make_rows(trained, measured, None), measured, None)
+    text = "\n".join(document(results))
+    assert f"- Left out: {BERT}, seed 0: no uniform bert architecture has 100 parameters" in text
+    assert f"| {BERT} |" not in text
+    assert best_uniform(results.rows) == MOBILE
+
+
+def row(system: str, seed: int, value: float, **changes: Any) -> Row:
+    usual = Row(system, seed, {"a": value, "b": value / 2, MEAN: 0.75 * value}, value, 10, 5, 1.0, 2.0, 3.0)
+    return replace(usual, **changes)
+
+
+def test_differences_are_of_the_same_seed_and_have_a_bootstrap_interval() -> None:
+    ours = [0.70, 0.80, 0.90, 0.80]
+    theirs = [0.68, 0.81, 0.80, 0.77]
+    rows = [row(FULL, seed, value) for seed, value in enumerate([*ours, 0.1])]
+    rows += [row(BERT, seed, value) for seed, value in enumerate(theirs)]
+    found = {one.task: one for one in differences(rows, FULL)}
+    apart = np.array(theirs) - np.array(ours)
+    assert list(found) == ["a", "b", MEAN]
+    one = found["a"]
+    assert (one.seeds, one.higher, one.lower) == (4, 1, 3)
+    assert (one.mean, one.deviation) == pytest.approx((apart.mean(), apart.std(ddof=1)))
+    rng = np.random.default_rng(5)
+    drawn = np.percentile(rng.choice(apart, size=(20_000, 4)).mean(axis=1), [2.5, 97.5])
+    assert [one.low, one.high] == pytest.approx(drawn.tolist(), abs=3e-3)
+    assert found["b"].mean == pytest.approx(one.mean / 2)
+
+
+def test_the_best_uniform_is_chosen_by_validation_over_seeds_that_both_have() -> None:
+    rows = [row(BERT, 0, 0.1, validation=0.8), row(BERT, 1, 0.1, validation=0.1), row(MOBILE, 0, 0.9, validation=0.7)]
+    assert best_uniform(rows) == BERT
+    assert best_uniform([row(MOBILE, 0, 0.9), row(FULL, 0, 1.0)]) == MOBILE
+    assert best_uniform([row(FULL, 0, 1.0)]) is None
+
+
+def test_a_mean_of_tasks_stands_beside_several_tasks_only() -> None:
+    assert quality_table([row(FULL, 0, 0.5)])[0] == f"| system | seeds | a | b | {MEAN} |"
+    assert quality_table([row(FULL, 0, 0.5, scores={"a": 0.5, MEAN: 0.5})])[0] == "| system | seeds | a |"
+
+
+@pytest.mark.parametrize("name", ["nano", "quick"])
+def test_the_comparisons_that_come_with_it(name: str) -> None:
+    comparison = load_comparison(ROOT / "benchmarks" / "quality" / f"{name}.yaml", SYSTEMS)
+    assert set(comparison.systems) == set(SYSTEMS)
+    for system in SYSTEMS:
+        assert comparison.config(0, {"distillation.features": "mse"}).retrain.init == "scratch", system
+    if name == "nano":
+        assert min(comparison.systems.values()) >= 3
+        assert {comparison.systems[name] for name in (FULL, BERT, RANDOM)} == {5}
+        assert comparison.random_architectures >= 5
+        assert [task.name for task in comparison.config(0).tasks] == ["polarity", "tweets", "imdb"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1", "cannot read {file}: "),
+        ("3", "{file}: expected keys and values at the top level, got int"),
+        ("systms: {}", "{file}: unknown key systms; did you mean systems?"),
+        ("systems: {uniform bert: 1}", "{file}: systems: {{'uniform bert': 1}} is not allowed; it must name systems"),
+        ("systems: {full ELM: 1, no grwth: 1}", "{file}: unknown system no grwth; did you mean no growth?"),
+        ("systems: {full ELM: 1, no growth: 2}", "{file}: systems.no growth: 2 seeds are not allowed; it must be"),
+        ("systems: {full ELM: 1}\nrandom_architectures: 0", "{file}: random_architectures: 0 is not allowed; at"),
+        ("systems: {full ELM: 1}\nchanges: [a]", "{file}: changes: ['a'] is not allowed; it must be dotted keys"),
+        ("systems: {full ELM: 1}\nchanges: {retrain.init: inherit}", "retrain.init: 'inherit' is not allowed; "),
+        ("systems: {full ELM: 1}\nbase: nan", "unknown preset 'nan'; did you mean nano?"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_one_line(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(content, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["quality", str(file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        command.command()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"quality: {message.format(file=file)}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
