@@ -197,7 +197,8 @@ def supernet_problem(run: Run, path: Path) -> tuple[Problem, Evaluations]:
     context, supernet, latency = run.context, run.supernet_tasks(), run.latency()
     settings, widths = context.settings, load_widths(supernet.folder)
     scorer = SupernetScorer(context, supernet.folder)
-    evaluations = Evaluations(path, supernet.digest, scorer)
+    # the tasks of a search do not change its supernet
+    evaluations = Evaluations(path, digest([supernet.digest, list(run.config.search.tasks)]), scorer)
     problem = Problem(
         space={layer_label(index): list(scorer.space.blocks) for index in range(settings.num_layers)},
         canonical=lambda sample: scorer.space.canonical(with_widths(sample, widths)),

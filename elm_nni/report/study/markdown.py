@@ -23,11 +23,15 @@ from elm_nni.report.study.text import (
 def study_tables(folder: Path) -> str:
     """Markdown of the sweeps over ``prune.eta`` and ``growth.top_k`` and of the proxy's rank correlation.
 
+    A study of neither has sweeps over its numeric parameters.
+
     Raises:
         UserError: as :func:`~elm_nni.report.study.load.load_study`.
     """
     study = load_study(folder)
-    sweeps = [make_sweep(study, parameter) for parameter in SWEPT if is_numeric(study, parameter)]
+    numeric = [parameter for parameter in study.distributions if is_numeric(study, parameter)]
+    chosen = [parameter for parameter in SWEPT if parameter in numeric] or numeric
+    sweeps = [make_sweep(study, parameter) for parameter in chosen]
     parts = [*(_sweep_table(sweep) for sweep in sweeps), *_proxy_parts(study)]
     return "\n\n".join(parts or [f"Study {study.name} has no complete trial of a swept parameter and no proxy."]) + "\n"
 
