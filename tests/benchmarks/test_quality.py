@@ -96,7 +96,8 @@ def killed_after(lines: int, folder: Path) -> str:
     arguments = ["benchmarks/quality", str(folder / "tiny.yaml"), "--out", str(folder / "out")]
     process = subprocess.Popen(
         [sys.executable, *arguments, "--store", str(folder / "store")], cwd=ROOT, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # precision is measured for a number of threads
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     try:
         for _ in range(6000):
@@ -126,7 +127,6 @@ def done(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     content = {"base": "own.yaml", "systems": seeds, "random_architectures": 2, "changes": {"search.keep": 4}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         plan, _ = run_main(folder, plan=True)
         assert {path.parent.parent.name for path in finished(folder / "store")} == {"precision"}
         first = killed_after(1, folder)
