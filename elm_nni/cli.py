@@ -201,21 +201,21 @@ def search(
 
     Example: elm-nni search runs/nano --max-latency-ms 4,8 --strategy optuna:nsgaii --objectives metric,latency_ms
     """
-    from elm_nni.pipeline.runner import with_latency_limit, with_strategy
-
-    config = _config_of(run_dir)
+    config, limits = _config_of(run_dir), _limits(max_latency_ms)
     names = tuple(objectives.split(",")) if objectives is not None else None
-    chosen = with_strategy(config, strategy or config.search.strategy, names)
-    if chosen != config:
-        run_dir /= "-".join((chosen.search.strategy.replace(":", "-"), *chosen.search.objectives))
     with _library(verbose):
+        from elm_nni.pipeline.runner import with_latency_limit, with_strategy
         from elm_nni.pipeline.search_stage import winner_line
 
-        if not (limits := _limits(max_latency_ms)):
-            _show_winner(winner_line(_open(chosen, run_dir, store).search().folder))
-        for limit in limits:
-            one = _open(with_latency_limit(chosen, limit), run_dir / f"latency-{limit:g}ms", store)
-            _show_winner(winner_line(one.search().folder))
+        chosen = with_strategy(config, strategy or config.search.strategy, names)
+        if chosen != config:
+            run_dir /= "-".join((chosen.search.strategy.replace(":", "-"), *chosen.search.objectives))
+        runs = {run_dir: chosen} if not limits else {
+            run_dir / f"latency-{limit:g}ms": with_latency_limit(chosen, limit) for limit in limits
+        }  # fmt: skip
+        for folder, one in runs.items():
+            _show_winner(winner_line(_open(one, folder, store).search().folder))
+            _say(f"history, Pareto front and summary: {folder / 'search'}")
 
 
 @app.command()
