@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elm_nni.errors import UserError
-from elm_nni.strategies.optuna_samplers import SAMPLERS, checked_arguments
+from elm_nni.strategies.optuna_samplers import SAMPLERS, check_directions, checked_arguments
 
 if TYPE_CHECKING:
     from elm_nni.pipeline.config import Config, SearchConfig
@@ -126,6 +126,7 @@ def _check_strategy(search: SearchConfig) -> None:
             f"search.strategy: {search.strategy!r} is not allowed; it must be evolution or optuna: and one of "
             f"{', '.join(SAMPLERS)}{hint}"
         )
+    check_directions(sampler, len(search.objectives))
     try:
         checked_arguments(sampler, search.sampler_args)
     except ValueError as error:

@@ -171,6 +171,7 @@ def test_a_strategy_does_not_depend_on_settings_of_the_other(config: Config, tmp
         ({"search.objectives": ["metric", "params"]}, "search.objectives: 'metric, params' is not allowed"),
         ({"search.strategy": "optuna:tpe", "search.objectives": ["params"]}, "search.objectives: 'params'"),
         ({"search.strategy": "optuna:tpe", "search.objectives": ["metric", "speed"]}, "search.objectives"),
+        ({"search.strategy": "optuna:cmaes", "search.objectives": ["metric", "params"]}, "'cmaes' takes one objective"),
         ({"search.evaluations": 5}, "sampler_args and evaluations belong to the strategy optuna:NAME"),
         ({"search.strategy": "optuna:tpe", "search.evaluations": 0}, "search.evaluations: 0 is not allowed"),
         ({"search.strategy": "optuna:tpe", "search.sampler_args": {"size": 3}}, "search.sampler_args has 'size'"),
