@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from common import at_least, heading, run_command
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from ranking_runs import LOSSES, Runs, at_least, heading, open_runs, run_command, supernet_estimate
+from ranking_runs import LOSSES, Runs, open_runs, supernet_estimate
 from torch import Tensor, nn
 
 from elm_nni.analysis.similarity import candidate_similarity, mean_of_pairs

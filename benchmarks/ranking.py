@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from common import at_least, heading, run_command
 from quality.estimate import stage_seconds
 from ranking_results import (
     RESAMPLES,
@@ -30,7 +31,7 @@ from ranking_results import (
     difference_table,
     plot,
 )
-from ranking_runs import LOSSES, Runs, at_least, heading, missing_stages, open_runs, run_command, supernet_estimate
+from ranking_runs import LOSSES, Runs, missing_stages, open_runs, supernet_estimate
 from searches import Evaluations
 
 from elm_nni.analysis.ranking import MIN_PAIRS

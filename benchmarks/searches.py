@@ -8,10 +8,7 @@ counted by every run that asks for it: the same command goes on after a kill, an
 
 from __future__ import annotations
 
-import datetime
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import optuna
 import typer
+from common import at_least, heading, run_command
 from matplotlib.figure import Figure
 from search_curves import OBJECTIVES, REFERENCE, Search, curves, differences, each_seed, plot, table
 
@@ -31,9 +29,9 @@ from elm_nni.errors import UserError
 from elm_nni.files import write_bytes, write_text
 from elm_nni.pipeline.config import load_config, parse_assignment
 from elm_nni.pipeline.run_dir import CONFIG, config_digest
-from elm_nni.pipeline.runner import Run, device_name
+from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.search_stage import SupernetScorer, make_limits, with_widths
-from elm_nni.pipeline.store import StageStore, append_json_line, read_json_lines, versions, write_json
+from elm_nni.pipeline.store import StageStore, append_json_line, read_json_lines, write_json
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.report.style import to_png
 from elm_nni.search_spaces.architecture import layer_label
@@ -258,11 +256,8 @@ def document(run: Run, problem: Problem, searches: Sequence[Search], *, evaluati
         for name, low, high in zip(OBJECTIVES, extent.low, extent.high, strict=True)
     )
     num_distinct = len({name for one in searches for name in one.digests})
-    found = [f"{name} {version}" for name, version in versions().items()]
     lines = [
-        f"{datetime.date.today()}, {device_name(context.device)}, {', '.join(found)}",
-        "",
-        f"`{shlex.join(['python', 'benchmarks/searches.py', *sys.argv[1:]])}`",
+        *heading("searches.py", run),
         "",
         f"- Supernet: {context.settings.num_layers} layers of {len(next(iter(problem.space.values())))} blocks, seed "
         f"{run.config.seed}; {problem.size} architectures. Metric: {metric} on {rows} with the supernet's weights. "
@@ -323,9 +318,7 @@ def main(
 ) -> None:
     """Compares searches on one trained supernet; missing stages up to it are trained first."""
     names = checked_strategies(strategies)
-    for option, value, least in (("--seeds", seeds, 2), ("--evaluations", evaluations, FEWEST)):
-        if value < least:
-            raise UserError(f"{option} is {value}; it must be at least {least}")
+    at_least(seeds=(seeds, 2), evaluations=(evaluations, FEWEST))
     # every draw would be a line
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = open_run(source, store, out, set_ or [])
@@ -338,16 +331,5 @@ def main(
     typer.echo("\n".join(lines))
 
 
-def command() -> None:
-    """Entry point: a user's mistake is one line and exit status 2."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(main)
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"searches: {error}", err=True)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main, "searches")

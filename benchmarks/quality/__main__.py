@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quality.command import command  # noqa: E402 (found through the line above)
+from common import run_command  # noqa: E402 (found through the line above)
 
-command()
+from quality.command import main  # noqa: E402
+
+run_command(main, "quality")

@@ -11,7 +11,6 @@ import optuna
 import typer
 
 from elm_nni.cache import default_store
-from elm_nni.errors import UserError
 from elm_nni.files import write_bytes, write_text
 from elm_nni.pipeline.store import StageStore, write_json
 from elm_nni.report.style import to_png
@@ -51,14 +50,3 @@ def main(
     write_text(out / "results.md", "\n".join(lines) + "\n")
     write_bytes(out / "quality.png", to_png(plot(results)))
     typer.echo("\n".join(lines))
-
-
-def command() -> None:
-    """Entry point: a user's mistake is one line and exit status 2."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(main)
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"quality: {error}", err=True)
-        sys.exit(2)

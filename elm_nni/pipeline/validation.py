@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elm_nni.errors import UserError
-from elm_nni.strategies.optuna_samplers import SAMPLERS, check_directions, checked_arguments
 
 if TYPE_CHECKING:
     from elm_nni.pipeline.config import Config, SearchConfig
@@ -119,6 +118,9 @@ def _check_strategy(search: SearchConfig) -> None:
         if search.sampler_args or search.evaluations:
             raise UserError("search: sampler_args and evaluations belong to the strategy optuna:NAME, not to evolution")
         return
+    # Optuna is loaded for its own strategies alone
+    from elm_nni.strategies.optuna_samplers import SAMPLERS, check_directions, checked_arguments
+
     if kind != "optuna" or sampler not in SAMPLERS:
         near = difflib.get_close_matches(sampler or kind, ["evolution", *SAMPLERS], n=1)
         hint = f"; did you mean {'' if near[0] == 'evolution' else 'optuna:'}{near[0]}?" if near else ""

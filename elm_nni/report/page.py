@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from elm_nni.errors import UserError
 from elm_nni.files import write_bytes, write_text
@@ -57,12 +58,38 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    target = run_dir / REPORT_FILE
+    return write_files(run_dir, draw_figures(run), FIGURE_NAMES, lambda images: render_page(run, images))
+
+
+def write_files(
+    folder: Path,
+    figures: Iterable[tuple[str, Figure]],
+    names: Iterable[str],
+    render: Callable[[Mapping[str, bytes]], str],
+) -> Path:
+    """Writes the figures and the page of a folder, and returns the page's path.
+
+    Args:
+        figures: name and figure of those that there are data for.
+        names: of all figures that a page can have; files of the others are removed.
+        render: the page from the figures' PNG files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    target, plots = folder / REPORT_FILE, folder / PLOTS_FOLDER
+    images: dict[str, bytes] = {}
     try:
-        images = _write_plots(run, run_dir / PLOTS_FOLDER)
-        write_text(target, render_page(run, images))
+        plots.mkdir(exist_ok=True)
+        for name, figure in figures:
+            images[name] = to_png(figure)
+            write_bytes(plots / f"{name}.png", images[name])
+        for name in set(names) - set(images):
+            # An earlier report may have drawn what this one has no data for.
+            (plots / f"{name}.png").unlink(missing_ok=True)
+        write_text(target, render(images))
     except OSError as error:
-        raise UserError(f"cannot write the report to {str(run_dir)!r}: {error}") from error
+        raise UserError(f"cannot write the report to {str(folder)!r}: {error}") from error
     _logger.info("report written to %s with %d figures", target, len(images))
     return target
 
@@ -152,15 +179,3 @@ def _conditions(systems: Sequence[System]) -> list[str]:
 
 def _removed_heads(pruning: HeadPruning | None) -> dict[int, tuple[int, ...]]:
     return {} if pruning is None else {layer.layer: marked_heads(layer, pruning.mode) for layer in pruning.layers}
-
-
-def _write_plots(run: RunData, folder: Path) -> dict[str, bytes]:
-    folder.mkdir(exist_ok=True)
-    images: dict[str, bytes] = {}
-    for name, figure in draw_figures(run):
-        images[name] = to_png(figure)
-        write_bytes(folder / f"{name}.png", images[name])
-    for name in set(FIGURE_NAMES) - set(images):
-        # An earlier report may have drawn what this one has no data for.
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    return images

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from common import run_command
 from quality import command, records, systems
 from quality.comparison import FULL, Comparison, load_comparison
 from quality.document import document, make_results, quality_table
@@ -418,7 +419,7 @@ def test_a_users_mistake_is_one_line(
     file.write_text(content, encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["quality", str(file), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
-        command.command()
+        run_command(command.main, "quality")
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

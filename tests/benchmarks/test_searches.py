@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import searches
 import yaml
+from common import run_command
 from optuna._hypervolume import compute_hypervolume
 from search_curves import Search, best_so_far, curves, differences, each_seed, table, volume_so_far
 from searches import STRATEGIES, Evaluations, Problem, checked_strategies, generations, search
@@ -238,7 +239,7 @@ def test_a_users_mistake_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["searches.py", *arguments, "--out", "out"])
     with pytest.raises(SystemExit) as ended:
-        searches.command()
+        run_command(searches.main, "searches")
     assert ended.value.code == 2
     assert capsys.readouterr() == ("", f"searches: {message}\n")
     assert list(tmp_path.iterdir()) == []

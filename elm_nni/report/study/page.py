@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from elm_nni.errors import UserError
-from elm_nni.files import write_bytes, write_text
-from elm_nni.report.page import PLOTS_FOLDER, REPORT_FILE, embed, page_environment
+from elm_nni.report.page import embed, page_environment, write_files
 from elm_nni.report.study.headline import study_headline
 from elm_nni.report.study.importance import FEW_TRIALS
 from elm_nni.report.study.load import load_study
@@ -37,9 +34,6 @@ from elm_nni.report.study.sections import (
 )
 from elm_nni.report.study.sweep_plots import plot_heads, plot_sweep
 from elm_nni.report.study.sweeps import ETA, HEADS
-from elm_nni.report.style import to_png
-
-_logger = logging.getLogger(__name__)
 
 FIGURE_NAMES = (
     "front", "history", "importances", "slices", "reports", "proxy",
@@ -64,14 +58,7 @@ def write_study_report(folder: Path, storage: str | None = None) -> Path:
         PosixPath('studies/eta/report.html')
     """
     found = StudyFindings.of(load_study(folder, storage))
-    target = folder / REPORT_FILE
-    try:
-        images = _write_plots(found, folder / PLOTS_FOLDER)
-        write_text(target, render_study(found, images))
-    except OSError as error:
-        raise UserError(f"cannot write the report to {str(folder)!r}: {error}") from error
-    _logger.info("report written to %s with %d figures", target, len(images))
-    return target
+    return write_files(folder, draw_study(found), FIGURE_NAMES, lambda images: render_study(found, images))
 
 
 def render_study(found: StudyFindings, images: Mapping[str, bytes]) -> str:
@@ -108,15 +95,3 @@ def draw_study(found: StudyFindings) -> Iterator[tuple[str, Figure]]:
         yield "reports", plot_reports(study)
     if found.proxy and found.proxy.pairs:
         yield "proxy", plot_proxy(found.proxy)
-
-
-def _write_plots(found: StudyFindings, folder: Path) -> dict[str, bytes]:
-    folder.mkdir(exist_ok=True)
-    images: dict[str, bytes] = {}
-    for name, figure in draw_study(found):
-        images[name] = to_png(figure)
-        write_bytes(folder / f"{name}.png", images[name])
-    for name in set(FIGURE_NAMES) - set(images):
-        # An earlier report may have drawn what this one has no data for.
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    return images

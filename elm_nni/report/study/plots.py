@@ -84,12 +84,7 @@ def plot_front(study: StudyData) -> Figure:
         axes.set_xlabel(f"{label(across)} ({_direction(study.objectives[across])})")
         axes.set_ylabel(f"{label(up)} ({_direction(study.objectives[up])})")
         _draw_limits(axes, study, across, up)
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.margins(0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        format_values(axes.xaxis, across)
-        format_values(axes.yaxis, up)
+        _finish_plane(axes, across, up)
     for axes in list(panels):
         axes.set_axis_off()
     _legend(figure)
@@ -174,15 +169,20 @@ def plot_proxy(comparison: ProxyComparison) -> Figure:
         axes.set_xlabel(f"{label(name)}, proxy")
         axes.set_ylabel(f"{label(name)}, full")
         axes.set_title(f"tau {shown_coefficient(comparison.correlations[name].kendall)}", loc="left")
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.margins(0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        format_values(axes.xaxis, name)
-        format_values(axes.yaxis, name)
+        _finish_plane(axes, name, name)
     for axes in list(panels):
         axes.set_axis_off()
     return figure
+
+
+def _finish_plane(axes: Axes, across: str, up: str) -> None:
+    """Grid, room and number formats of a plane of two values."""
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.margins(0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    format_values(axes.xaxis, across)
+    format_values(axes.yaxis, up)
 
 
 def shortened(name: str) -> str:

@@ -1,0 +1,46 @@
+"""What every benchmark with results says and checks: its heading, the least values of options, its entry point."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from collections.abc import Callable
+
+import typer
+
+from elm_nni.errors import UserError
+from elm_nni.pipeline.runner import Run, device_name
+from elm_nni.pipeline.store import versions
+
+
+def heading(script: str, run: Run) -> list[str]:
+    """Date, machine, versions and the command, in Markdown."""
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return [
+        f"{datetime.date.today()}, {device_name(run.context.device)}, {found}",
+        "",
+        f"`{shlex.join(['python', f'benchmarks/{script}', *sys.argv[1:]])}`",
+    ]
+
+
+def at_least(**options: tuple[int, int]) -> None:
+    """Checks options, each given with its least value.
+
+    Raises:
+        UserError: one is lower.
+    """
+    for name, (value, least) in options.items():
+        if value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+
+
+def run_command(main: Callable[..., None], name: str) -> None:
+    """Entry point: a user's mistake is one line and exit status 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"{name}: {error}", err=True)
+        sys.exit(2)
