@@ -406,6 +406,22 @@ def split_search_validation(
     return train.select(rest), train.select(sorted(order[:taken]))
 
 
+def limit_rows(train: datasets.Dataset, most: int, seed: int = 0) -> datasets.Dataset:
+    """At most so many rows, drawn by the seed; more rows hold those of fewer, and the order stays.
+
+    Raises:
+        ValueError: ``most`` is not positive.
+
+    Example:
+        >>> limit_rows(load_task("polarity").train, 1000).num_rows
+        1000
+    """
+    if most < 1:
+        raise ValueError(f"most must be at least 1 row, got {most}")
+    order = np.random.default_rng(derive_seed(seed, "limit-rows")).permutation(len(train)).tolist()
+    return train.select(sorted(order[:most]))
+
+
 def task_from_file(
     path: str,
     columns: str,

@@ -68,7 +68,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A downstream task: a known name, or a local file / hub data set with named columns."""
+    """A downstream task: a known name, or a local file / hub data set with named columns.
+
+    ``limit_rows`` training rows are used; rows of search, validation and test are not limited.
+    """
 
     name: str = "polarity"
     source: str | None = None
@@ -78,6 +81,7 @@ class TaskConfig:
     kind: Literal["classification", "regression"] = "classification"
     metric: str | None = None
     max_length: int | None = None
+    limit_rows: int | None = None
 
     @classmethod
     def from_text(cls, text: str) -> TaskConfig:

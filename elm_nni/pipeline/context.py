@@ -17,7 +17,16 @@ from elm_nni.data.corpora import CorpusSpec, corpus_digest, corpus_texts, load_c
 from elm_nni.data.packing import PackedCorpus, pack_corpus, pack_source
 from elm_nni.data.rows import tokenizer_digest
 from elm_nni.data.sources import Rows
-from elm_nni.data.tasks import TASKS, Kind, TaskData, TaskSpec, find_task, load_task, split_search_validation
+from elm_nni.data.tasks import (
+    TASKS,
+    Kind,
+    TaskData,
+    TaskSpec,
+    find_task,
+    limit_rows,
+    load_task,
+    split_search_validation,
+)
 from elm_nni.digest import digest, file_digest
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
@@ -154,6 +163,8 @@ class Context:
     def _prepare(self, task: TaskConfig) -> Task:
         data = load_task(task_spec(task), self.config.seed)
         train, search = split_search_validation(data.train, self.config.search.validation_size, self.config.seed)
+        if task.limit_rows is not None:
+            train = limit_rows(train, task.limit_rows, self.config.seed)
         parts = [TaskRows(rows, self.tokenizer, data.max_length) for rows in (train, search, data.validation)]
         return Task(replace(data, name=task.name, train=train), *parts)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # What a search can look for: the fitness, and what an architecture's description gives.
 SEARCH_OBJECTIVES = ("metric", "params", "latency_ms")
+# what a linear head of the teacher is fitted on
+_LEAST_ROWS = 10
 
 
 def validate(config: Config) -> None:
@@ -100,6 +102,11 @@ def validate(config: Config) -> None:
             raise UserError(f"tasks: name {name!r} is not allowed; it must be of letters, digits, _ and -")
     if len(set(names)) < len(names):
         raise UserError(f"tasks: names must differ, got {', '.join(names)}")
+    for task in config.tasks:
+        if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
+            raise UserError(
+                f"tasks.{task.name}.limit_rows: {task.limit_rows} is not allowed; it must be >= {_LEAST_ROWS} or null"
+            )
     unknown = [name for name in config.search.tasks if name not in names]
     if unknown:
         raise UserError(f"search.tasks: unknown task {unknown[0]!r}; known: {', '.join(names)}")

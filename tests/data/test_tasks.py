@@ -9,6 +9,7 @@ from elm_nni.data.tasks import (
     TASKS,
     TaskSpec,
     find_task,
+    limit_rows,
     load_task,
     parse_columns,
     split_search_validation,
@@ -172,6 +173,17 @@ def test_bad_specs():
         TaskSpec(name="a", source="a.csv", max_length=4)
     with pytest.raises(UserError, match="metric 'f1' does not fit kind 'regression'; those that do: pearson, spearman"):
         task_from_file("a.csv", "text=a,label=b", metric="f1", kind="regression")
+
+
+def test_limited_rows_are_drawn_by_the_seed_and_nested(polarity):
+    some = limit_rows(polarity.train, 100, seed=0)
+    assert len(some) == 100
+    assert _keys(some) < _keys(polarity.train)
+    assert some[:] == limit_rows(polarity.train, 100, seed=0)[:] != limit_rows(polarity.train, 100, seed=1)[:]
+    assert _keys(limit_rows(polarity.train, 50, seed=0)) < _keys(some)
+    assert limit_rows(polarity.train, 10**6)[:] == polarity.train[:]
+    with pytest.raises(ValueError, match="most must be at least 1 row, got 0"):
+        limit_rows(polarity.train, 0)
 
 
 def test_search_validation_is_cut_from_train(polarity):

@@ -65,6 +65,7 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("latency", {"runtime": "onnx", "dtype": "bf16"}, ["latency.dtype", "bf16", "fp32 with latency.runtime onnx"]),
         ("latency", {"runtime": "onnx-int8", "device": "cuda"}, ["latency.device", "cuda", "cpu with"]),
         ("seed.x", 1, ["seed"]),
+        ("tasks", [{"name": "imdb", "limit_rows": 5}], ["tasks.imdb.limit_rows", "5", ">= 10 or null"]),
     ],
 )
 def test_mistakes_name_key_value_and_what_is_allowed(key, value, words):
