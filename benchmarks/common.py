@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import typer
 
 from elm_nni.errors import UserError
+from elm_nni.pipeline.context import Task
 from elm_nni.pipeline.runner import Run, device_name
 from elm_nni.pipeline.store import versions
 
@@ -22,6 +23,21 @@ def heading(script: str, run: Run) -> list[str]:
         "",
         f"`{shlex.join(['python', f'benchmarks/{script}', *sys.argv[1:]])}`",
     ]
+
+
+def metric_words(tasks: Sequence[Task]) -> str:
+    """The metric of several tasks, for a sentence.
+
+    Example:
+        >>> metric_words(list(run.context.tasks.values()))
+        'mean of accuracy (polarity), accuracy (tweets)'
+    """
+    return "mean of " * (len(tasks) > 1) + ", ".join(f"{task.data.metric} ({task.name})" for task in tasks)
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]
 
 
 def at_least(**options: tuple[int, int]) -> None:

@@ -10,7 +10,6 @@ same command goes on after a kill, and with more architectures or seeds. Test ro
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import at_least, heading, run_command
+from common import at_least, heading, metric_words, run_command
 from quality.estimate import stage_seconds
 from ranking_results import (
     RESAMPLES,
@@ -32,7 +31,7 @@ from ranking_results import (
     plot,
 )
 from ranking_runs import LOSSES, Runs, missing_stages, open_runs, supernet_estimate
-from searches import Evaluations
+from searches import Inherited
 
 from elm_nni.analysis.ranking import MIN_PAIRS
 from elm_nni.cost.parameters import count_parameters, full_heads
@@ -40,9 +39,9 @@ from elm_nni.digest import derive_seed, digest
 from elm_nni.errors import UserError
 from elm_nni.files import write_bytes, write_text
 from elm_nni.pipeline.runner import Architecture, Run
-from elm_nni.pipeline.search_stage import SupernetScorer, make_limits, with_widths
-from elm_nni.pipeline.store import StageResult, write_json
-from elm_nni.pipeline.student_stage import finetune_inputs, pretrain_inputs
+from elm_nni.pipeline.search_stage import make_limits, with_widths
+from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.student_stage import finetune_inputs, pretrain_inputs, validation_scores
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.pipeline.teacher_stage import teacher_inputs
 from elm_nni.report.style import to_png
@@ -99,17 +98,13 @@ class Scores:
 
     def __init__(self, run: Run, path: Path) -> None:
         self.run = run
-        self._supernet = run.supernet_tasks()
-        self._scorer: SupernetScorer | None = None
-        # the tasks of a search do not change its supernet
-        name = digest([self._supernet.digest, list(run.config.search.tasks)])
-        self._inherited = Evaluations(path, name, self._score)
+        self._inherited = Inherited(run, path)
 
     def __call__(self, architecture: Architecture) -> Scored:
         """Scores and costs; what was scored or trained before is not done again."""
         run, name = self.run, architecture_digest(architecture)
-        inherited = self._inherited(architecture, name)
-        standalone = {task: _validation(model) for task, model in run.train(architecture, name, None).items()}
+        inherited = self._inherited(architecture)
+        standalone = validation_scores(run.train(architecture, name, None))
         tasks = run.config.search.tasks or tuple(run.context.tasks)
         labels = (layer_label(index) for index in range(run.context.settings.num_layers))
         return Scored(
@@ -118,15 +113,6 @@ class Scores:
             latency_ms=round(run.latency().predict(architecture), 5), inherited=inherited, standalone=standalone,
             mean_standalone=float(np.mean([standalone[task] for task in tasks])),
         )  # fmt: skip
-
-    def _score(self, architecture: Architecture) -> float:
-        if self._scorer is None:
-            self._scorer = SupernetScorer(self.run.context, self._supernet.folder)
-        return self._scorer(architecture)
-
-
-def _validation(model: StageResult) -> float:
-    return float(json.loads((model.folder / "scores.json").read_text(encoding="utf-8"))["validation"])
 
 
 def is_trained(run: Run, architecture: Architecture) -> bool:
@@ -189,7 +175,7 @@ def document(runs: Runs, scored: Sequence[Scored], found: Correlations) -> tuple
     run = next(iter(runs.values()))
     context, retrain = run.context, run.config.retrain
     tasks = [context.tasks[name] for name in run.config.search.tasks or context.tasks]
-    metric = "mean of " * (len(tasks) > 1) + ", ".join(f"{task.data.metric} ({task.name})" for task in tasks)
+    metric = metric_words(tasks)
     rows = ", ".join(f"{task.name} {len(task.search)} and {len(task.validation)}" for task in tasks)
     limits = make_limits(context, run.latency(), run.config.limits)
     lines = [

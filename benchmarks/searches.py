@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import optuna
 import typer
-from common import at_least, heading, run_command
+from common import at_least, heading, metric_words, run_command
 from matplotlib.figure import Figure
 from search_curves import OBJECTIVES, REFERENCE, Search, curves, differences, each_seed, plot, table
 
@@ -29,12 +29,12 @@ from elm_nni.errors import UserError
 from elm_nni.files import write_bytes, write_text
 from elm_nni.pipeline.config import load_config, parse_assignment
 from elm_nni.pipeline.run_dir import CONFIG, config_digest
-from elm_nni.pipeline.runner import Run
+from elm_nni.pipeline.runner import Architecture, Run
 from elm_nni.pipeline.search_stage import SupernetScorer, make_limits, with_widths
 from elm_nni.pipeline.store import StageStore, append_json_line, read_json_lines, write_json
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.report.style import to_png
-from elm_nni.search_spaces.architecture import layer_label
+from elm_nni.search_spaces.architecture import architecture_digest, layer_label
 from elm_nni.strategies.architecture_study import ArchitectureStudy
 from elm_nni.strategies.evolution import Constraints, Counts, Evolution, Limit, Sample
 from elm_nni.strategies.study_settings import StudySettings
@@ -101,6 +101,34 @@ class Evaluations:
             line = {"supernet": self._supernet, "digest": name, "sample": sample, "metric": self.known[name]}
             append_json_line(self._path, {**line, "seconds": round(self._seconds[-1], 4)})
         return self.known[name]
+
+
+class Inherited:
+    """Scores of architectures with a run's supernet on search rows; what the file holds is not scored again.
+
+    Args:
+        run: its supernet is trained where it is missing.
+        path: file of scores.
+    """
+
+    def __init__(self, run: Run, path: Path) -> None:
+        self._run, self._supernet = run, run.supernet_tasks()
+        self._scorer: SupernetScorer | None = None
+        # the tasks of a search do not change its supernet
+        name = digest([self._supernet.digest, list(run.config.search.tasks)])
+        self._evaluations = Evaluations(path, name, self._score)
+
+    def __call__(self, architecture: Architecture) -> float:
+        return self._evaluations(architecture, architecture_digest(architecture))
+
+    def missing(self, architectures: Sequence[Architecture]) -> int:
+        """How many the file does not hold."""
+        return sum(architecture_digest(one) not in self._evaluations.known for one in architectures)
+
+    def _score(self, architecture: Architecture) -> float:
+        if self._scorer is None:
+            self._scorer = SupernetScorer(self._run.context, self._supernet.folder)
+        return self._scorer(architecture)
 
 
 def generations(strategy: str, evaluations: int) -> dict[str, int]:
@@ -248,7 +276,7 @@ def document(run: Run, problem: Problem, searches: Sequence[Search], *, evaluati
     extent, best, volume = curves(searches, evaluations)
     context = run.context
     tasks = [context.tasks[name] for name in run.config.search.tasks or context.tasks]
-    metric = "mean of " * (len(tasks) > 1) + ", ".join(f"{task.data.metric} ({task.name})" for task in tasks)
+    metric = metric_words(tasks)
     rows = ", ".join(f"{len(task.search)} rows" for task in tasks)
     limits = ", ".join(f"{name} <= {limit.maximum:g}" for name, limit in problem.limits.items())
     ranges = ", ".join(
@@ -292,18 +320,18 @@ def open_run(source: str, store: Path | None, out: Path, changes: Sequence[str])
     return Run(config, StageStore(store or default_store()), out / "runs" / config_digest(config))
 
 
-def checked_strategies(text: str) -> list[str]:
-    """Names of a list with commas.
+def checked_strategies(text: str, known: Sequence[str] = STRATEGIES) -> list[str]:
+    """Known names of a list with commas.
 
     Raises:
         UserError: one is unknown, or there is none.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in STRATEGIES:
-            raise UserError(f"--strategies: {name!r} is unknown; allowed: {', '.join(STRATEGIES)}")
+        if name not in known:
+            raise UserError(f"--strategies: {name!r} is unknown; allowed: {', '.join(known)}")
     if not names:
-        raise UserError(f"--strategies is empty; allowed: {', '.join(STRATEGIES)}")
+        raise UserError(f"--strategies is empty; allowed: {', '.join(known)}")
     return names
 
 

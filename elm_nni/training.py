@@ -64,7 +64,7 @@ def optimizer_and_schedule(
     # one pass over the token table, which is most of a small model, instead of ten
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     # Lightning refuses clipping beside fused optimizers, since those unscale gradients; nothing here scales them
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": warmup_then_linear(optimizer, steps, warmup), "interval": "step"},

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from elm_nni.cache import default_store
 from elm_nni.data.batches import StepBatchSampler
+from elm_nni.data.corpora import CorpusSpec
 from elm_nni.data.packing import PackedCorpus, pack_source
 from elm_nni.distillation.student import StudentDistiller, inputs_of
 from elm_nni.distillation.teacher import Teacher
@@ -91,8 +92,8 @@ class PackedText(LightningDataModule):
     """
 
     def __init__(
-        self, *, teacher: str, corpus: str, sequence_length: int, limit_tokens: int | None, validation_rows: int,
-        batch_size: int, num_steps: int, seed: int, cache: str | None,
+        self, *, teacher: str, corpus: str | CorpusSpec, sequence_length: int, limit_tokens: int | None,
+        validation_rows: int, batch_size: int, num_steps: int, seed: int, cache: str | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.teacher, self.corpus = teacher, corpus
@@ -161,7 +162,8 @@ class DistilEvaluator(Lightning):
 
     Args:
         teacher: hub name or folder of any transformers encoder or decoder; ``offline`` is the packaged one.
-        corpus: as of :func:`elm_nni.data.corpora.load_corpus`, such as ``offline:sotu`` or a text file.
+        corpus: as of :func:`elm_nni.data.corpora.load_corpus`: a ``CorpusSpec``, or a text such as ``offline:sotu`` or
+            the name of a file.
         epochs: number of times that ``steps_per_epoch`` steps are followed by a validation.
         steps_per_epoch, batch_size, learning_rate, weight_decay, clip: of the training.
         sequence_length: tokens of a packed row.
@@ -188,7 +190,7 @@ class DistilEvaluator(Lightning):
     def __init__(
         self,
         teacher: str,
-        corpus: str,
+        corpus: str | CorpusSpec,
         *,
         epochs: int = 1,
         steps_per_epoch: int = 100,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from common import table
 from matplotlib.figure import Figure
 
 from elm_nni.pipeline.runner import device_name
 from elm_nni.pipeline.store import versions
 from elm_nni.report.style import BLUE, GREY, INK, new_figure, styled
 from quality.comparison import FULL
-from quality.rows import MEAN, RESAMPLES, Difference, Row, best_uniform, differences, mean_of
+from quality.rows import MEAN, RESAMPLES, Difference, Row, Scored, best_uniform, differences, mean_of
 from quality.systems import SYSTEMS
 
 Line = dict[str, Any]
+AnyScored = TypeVar("AnyScored", bound=Scored)
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,15 @@ def document(results: Results) -> list[str]:
         f"- Scores are of the {results.split} rows: {tasks}. {_about_split(results.split)}",
         f"- Seeds 0 to {seeds - 1}, or as many of the first as a system has; a seed sets splits, weights and batches. "
         "± is the standard deviation over seeds.",
-        f"- Every system has the parameters outside the embeddings of {FULL}'s winner of the same seed within 2 %, "
-        "the same teacher, data, losses and steps where its note says nothing else.",
+        f"- Systems of one size have the parameters outside the embeddings of {FULL}'s winner of the same seed within "
+        "2 %. All have the same teacher, data, losses and steps where a note says nothing else.",
         f"- Milliseconds: median, all systems of a seed timed side by side, {results.condition}. Seconds: wall time of "
         "all stages that a system needs, also of those that it shares.",
         *(f"- {name}: {SYSTEMS[name].note}." for name in _names(results.rows)),
         *(f"- Left out: {one['system']}, seed {one['seed']}: {one['reason']}." for one in results.left_out),
-        "",
-        *quality_table(results.rows),
-        "",
-        *cost_table(results.rows),
     ]
+    for title, rows in _groups(results.rows).items():
+        lines += ["", title, "", *quality_table(rows), "", *cost_table(rows)]
     for against in dict.fromkeys(one.against for one in results.differences):
         chosen = f", the better uniform system by {MEAN} on validation rows" if against == best else ""
         lines += [
@@ -115,14 +115,14 @@ def document(results: Results) -> list[str]:
     return [*lines, "", *each_seed(results.rows)]
 
 
-def quality_table(rows: Sequence[Row]) -> list[str]:
+def quality_table(rows: Sequence[Scored]) -> list[str]:
     """A row for each system: mean and standard deviation over seeds."""
     tasks = shown_tasks(rows[0].scores)
     body = [
         [name, str(len(ones)), *(spread([row.scores[task] for row in ones]) for task in tasks)]
         for name, ones in _by_system(rows).items()
     ]
-    return _table(["system", "seeds", *tasks], body)
+    return table(["system", "seeds", *tasks], body)
 
 
 def cost_table(rows: Sequence[Row]) -> list[str]:
@@ -135,7 +135,7 @@ def cost_table(rows: Sequence[Row]) -> list[str]:
         ]
         for name, ones in _by_system(rows).items()
     ]  # fmt: skip
-    return _table(["system", "parameters", "outside the embeddings", "MB", "ms", "seconds of compute"], body)
+    return table(["system", "parameters", "outside the embeddings", "MB", "ms", "seconds of compute"], body)
 
 
 def difference_table(found: Sequence[Difference]) -> list[str]:
@@ -145,7 +145,7 @@ def difference_table(found: Sequence[Difference]) -> list[str]:
     for name in dict.fromkeys(one.system for one in found):
         ones = {one.task: one for one in found if one.system == name}
         body.append([name, str(ones[tasks[0]].seeds), *(_difference_cell(ones[task]) for task in tasks)])
-    return _table(["system", "seeds", *tasks], body)
+    return table(["system", "seeds", *tasks], body)
 
 
 def each_seed(rows: Sequence[Row]) -> list[str]:
@@ -155,7 +155,7 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
     for name, ones in _by_system(rows).items():
         values = {row.seed: f"{row.scores[MEAN]:.4f}" for row in ones}
         body.append([name, *(values.get(seed, "") for seed in seeds)])
-    return _table([MEAN, *(f"seed {seed}" for seed in seeds)], body)
+    return table([MEAN, *(f"seed {seed}" for seed in seeds)], body)
 
 
 def shown_tasks(scores: Iterable[str]) -> list[str]:
@@ -218,7 +218,16 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return [name for name in SYSTEMS if any(one == name or one.startswith(f"{name}, ") for one in shown)]
 
 
-def _by_system(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title to rows: the systems of one size, and those of their own, with full ELM again."""
+    free = [row for row in rows if row.system in SYSTEMS and not SYSTEMS[row.system].sized]
+    groups = {"Systems of one size:": [row for row in rows if row not in free]}
+    if free:
+        groups["Systems of a size of their own:"] = [row for row in rows if row.system == FULL] + free
+    return groups
+
+
+def _by_system(rows: Sequence[AnyScored]) -> dict[str, list[AnyScored]]:
     names = dict.fromkeys(row.system for row in rows)
     return {name: [row for row in rows if row.system == name] for name in names}
 
@@ -230,7 +239,3 @@ def _milliseconds(value: float | None) -> str:
 def _difference_cell(one: Difference) -> str:
     deviation = "" if one.deviation is None else f" ± {one.deviation:.4f}"
     return f"{one.mean:+.4f}{deviation} [{one.low:+.4f}, {one.high:+.4f}], {one.higher} and {one.lower}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body)]

@@ -10,30 +10,34 @@ from elm_nni.pipeline.precision import build_precision, load_precision, precisio
 from quality.records import Records
 from quality.systems import RANDOM, SYSTEMS
 
+# to write and quantise one graph
+INT8_SECONDS = 15.0
 _PARTS = {
     "teacher": ("teacher",), "supernet": ("supernet",), "supernet_tasks": ("supernet_tasks",),
     "search": ("search (evaluations)",), "training": ("retrain and baseline", "fine-tune and baseline"),
 }  # fmt: skip
 
 
-def estimate(records: Records) -> list[str]:
+def estimate(records: Records, workers: int = 1) -> list[str]:
     """A line for each system with the seeds that are still to do, and the sum; one line where nothing is.
 
     Times a few steps where the store has no such measurement. What the store holds of unfinished systems counts as if
     it were not there.
     """
-    comparison, known = records.comparison, records.trained()
-    if all((seed, name) in known for name, seeds in comparison.systems.items() for seed in range(seeds)):
+    comparison = records.comparison
+    known = {seed: records.trained(seed) for seed in range(comparison.num_seeds)}
+    if all(name in known[seed] for name, seeds in comparison.systems.items() for seed in range(seeds)):
         return ["every system is trained"]
     seconds = stage_seconds(records.trial(0).run().context)
     lines, total = [f"{'system':<36}{'seeds':>6}{'to do':>6}{'minutes each':>14}{'minutes':>9}"], 0.0
     for name, seeds in comparison.systems.items():
         times = comparison.random_architectures if name == RANDOM else 1
         each = times * sum(seconds[stage] for stage in SYSTEMS[name].builds)
-        left = sum((seed, name) not in known for seed in range(seeds))
+        left = sum(name not in known[seed] for seed in range(seeds))
         total += left * each
         lines.append(f"{name:<36}{seeds:>6}{left:>6}{each / 60:>14.1f}{left * each / 60:>9.1f}")
-    return [*lines, f"about {total / 60:.0f} minutes in all, timings and test rows not counted"]
+    shared = f" of {workers} processes" if workers > 1 else ""
+    return [*lines, f"about {total / workers / 60:.0f} minutes in all{shared}, timings and test rows not counted"]
 
 
 def stage_seconds(context: Context) -> dict[str, float]:
@@ -44,7 +48,13 @@ def stage_seconds(context: Context) -> dict[str, float]:
     config = replace(context.config, baselines=replace(context.config.baselines, uniform=False))
     found = {name: spent for name, _, spent in estimated_seconds(replace(context, config=config), chosen)}
     seconds = {stage: sum(found[part] for part in parts) for stage, parts in _PARTS.items()}
+    # a teacher trains at the cost of three forwards; a cut one has about half of its layers
+    finetune, per_token = context.config.retrain.finetune, chosen["teacher_seconds"]["fp32"] / chosen["tokens"]
+    lengths = sum(float(task.train.lengths.mean()) for task in context.tasks.values())
+    seconds["teacher_training"] = 3 * per_token * finetune.steps * finetune.batch_size * lengths
+    seconds["cut_training"] = seconds["teacher_training"] / 2
+    seconds["int8"] = INT8_SECONDS * len(context.tasks)
     if context.config.teacher.head == "linear":
         tokens = sum(int(task.train.lengths.sum()) for task in context.tasks.values())
-        seconds["teacher"] = tokens * chosen["teacher_seconds"]["fp32"] / chosen["tokens"]
+        seconds["teacher"] = tokens * per_token
     return seconds

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed, parallel_config
 
 from elm_nni.cost.parameters import SIZE_TOLERANCE
 from elm_nni.digest import digest
@@ -16,13 +17,14 @@ from elm_nni.pipeline.context import latency_condition
 from elm_nni.pipeline.evaluate_stage import System as Loaded
 from elm_nni.pipeline.evaluate_stage import predict_rows
 from elm_nni.pipeline.store import StageStore, append_json_line, read_json_lines
+from elm_nni.pipeline.student_stage import validation_scores
 from elm_nni.pipeline.system_latency import measure_systems
 from elm_nni.pipeline.teacher_stage import score
 from quality.comparison import FULL, Comparison
 from quality.systems import SYSTEMS
 from quality.trial import LeftOut, Student, Trial
 
-TRAINED, MEASURED, TESTED = "trained.jsonl", "measured.jsonl", "tested.jsonl"
+TRAINED, MEASURED, TESTED = "trained-{seed}.jsonl", "measured.jsonl", "tested.jsonl"
 
 Line = dict[str, Any]
 Tell = Callable[[str], None]
@@ -50,21 +52,35 @@ class Records:
             self._trials = {seed: Trial(self.comparison, seed, self.store, self.folder / "runs")}
         return self._trials[seed]
 
-    def train(self) -> list[Line]:
-        """A line for every system and seed: its students, or the reason why it has none."""
-        known = self.trained()
-        plan = [(seed, name) for seed in range(self.comparison.num_seeds) for name in self.comparison.names(seed)]
-        for number, (seed, name) in enumerate(plan, 1):
-            if (seed, name) not in known:
-                known[seed, name] = self._train(name, self.trial(seed))
-                append_json_line(self.folder / TRAINED, known[seed, name])
-                self.tell(f"{number}/{len(plan)} {name}, seed {seed}: {_outcome(known[seed, name])}")
-        return [known[seed, name] for seed, name in plan]
+    def train(self, workers: int = 1) -> list[Line]:
+        """A line for every system and seed: its students, or the reason why it has none.
 
-    def trained(self) -> dict[tuple[int, str], Line]:
-        """The lines there are, by seed and system."""
-        lines = [line for line in read_json_lines(self.folder / TRAINED) if self._is_current(line)]
-        return {(line["seed"], line["system"]): line for line in lines}
+        Args:
+            workers: processes that take a seed each and share the cores.
+        """
+        # measured while the machine has nothing else to do; all seeds share it
+        self.trial(0).run().latency()
+        # loaded teachers and data would travel to the processes
+        self._trials = {}
+        with parallel_config("loky", n_jobs=workers, inner_max_num_threads=threads_of(workers)):
+            lines = Parallel(batch_size=1)(delayed(self.train_seed)(seed) for seed in range(self.comparison.num_seeds))
+        return [line for of_seed in lines for line in of_seed]
+
+    def train_seed(self, seed: int) -> list[Line]:
+        """A line for every system of a seed."""
+        known, names = self.trained(seed), self.comparison.names(seed)
+        for number, name in enumerate(names, 1):
+            if name not in known:
+                known[name] = self._train(name, self.trial(seed))
+                append_json_line(self.folder / TRAINED.format(seed=seed), known[name])
+                self.tell(f"seed {seed}, {number}/{len(names)} {name}: {_outcome(known[name])}")
+        self._trials.pop(seed, None)
+        return [known[name] for name in names]
+
+    def trained(self, seed: int) -> dict[str, Line]:
+        """The lines that there are of a seed, by system."""
+        lines = read_json_lines(self.folder / TRAINED.format(seed=seed))
+        return {line["system"]: line for line in lines if self._is_current(line)}
 
     def measure(self, trained: list[Line]) -> dict[str, Line]:
         """Parameters, megabytes and milliseconds by key of a student; those of a seed are timed side by side."""
@@ -140,11 +156,15 @@ class Records:
 
     def _is_current(self, line: Line) -> bool:
         """Of this comparison, with all its models in the store."""
-        seed, name = line["seed"], line["system"]
-        if seed >= self.comparison.num_seeds or line["key"] != self._key(name, seed):
+        if line["key"] != self._key(line["system"], line["seed"]):
             return False
         folders = [self.store.root / folder for one in line["students"] for folder in one["models"].values()]
         return all((folder / "stage.json").is_file() for folder in folders)
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of so many processes."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def check_sizes(trained: list[Line], measured: Mapping[str, Line]) -> None:
@@ -173,12 +193,9 @@ def check_sizes(trained: list[Line], measured: Mapping[str, Line]) -> None:
 
 def _student_line(name: str, student: Student) -> Line:
     models = {task: f"{result.name}/{result.digest}" for task, result in student.models.items()}
-    scores = {
-        task: json.loads((result.folder / "scores.json").read_text(encoding="utf-8"))["validation"]
-        for task, result in student.models.items()
-    }
     return {
-        "key": digest([name, models]), "system": name, "models": models, "validation": scores,
+        "key": digest([name, models]), "system": name, "models": models,
+        "validation": validation_scores(student.models),
         "seconds": {label: result.seconds for label, result in student.stages.items()},
         "architecture": student.architecture, "facts": dict(student.facts),
     }  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,19 @@ RESAMPLES = 10_000
 COSTS = ("params", "params_outside_embeddings", "megabytes", "latency_ms")
 
 Line = dict[str, Any]
+
+
+class Scored(Protocol):
+    """A system and seed with scores by name."""
+
+    @property
+    def system(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def scores(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ def best_uniform(rows: Sequence[Row]) -> str | None:
     return max(found, key=lambda name: _mean([found[name][seed] for seed in common]))
 
 
-def differences(rows: Sequence[Row], against: str) -> list[Difference]:
+def differences(rows: Sequence[Scored], against: str) -> list[Difference]:
     """Every other system minus this one, for each task and their mean, seed by seed."""
     base = {row.seed: row.scores for row in rows if row.system == against}
     found: list[Difference] = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 
 from elm_nni.cost.parameters import (
     extreme_architecture,
@@ -26,6 +28,9 @@ from elm_nni.pipeline.search_stage import SUMMARY, make_limits
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, layer_label
 from quality.comparison import FULL
+from quality.encoders import load_stock
+from quality.int8 import load_int8, quantised
+from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert
 from quality.trial import SHARED, LeftOut, Student, Trial
 
 Changes = Mapping[str, Any]
@@ -47,7 +52,7 @@ class System:
         students: trains, or finds trained, what it has for a seed; raises :class:`LeftOut` where it has nothing of the
             right size.
         builds: stages for one seed that no system before it has built, for the estimate: ``teacher``, ``supernet``,
-            ``supernet_tasks``, ``search``, ``training``.
+            ``supernet_tasks``, ``search``, ``training``, ``teacher_training``, ``cut_training``, ``int8``.
         load: name, folders by task and device to a system whose predictions and milliseconds can be measured.
         sized: it must have the size of full ELM's winner.
     """
@@ -116,6 +121,8 @@ def all_heads(trial: Trial) -> Changes:
 
 def random_search(trial: Trial) -> Changes:
     """As many evaluations as the evolution had."""
+    # every draw would be a line
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     summary = json.loads((trial.run().search().folder / SUMMARY).read_text(encoding="utf-8"))
     return {"search.strategy": "optuna:random", "search.evaluations": summary["evaluated"]}
 
@@ -179,10 +186,17 @@ def elms_compute(name: str) -> Students:
     return students
 
 
+def _int8(name: str, load: Loader) -> Students:
+    return quantised(lambda trial: SYSTEMS[name].students(trial), load)
+
+
 _SUPERNET = ("supernet", "supernet_tasks", "search", "training")
 _COMPUTE = "uniform bert given ELM's compute"
 _NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
 _RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
+_STOCK, _TEACHER = "stock BertConfig", "fine-tuned teacher"
+_CUT, _CUT_SVD = "cut teacher", "cut teacher (SVD table)"
+_IN_INT8 = "weights in 8 bits, in onnxruntime"
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -204,5 +218,18 @@ SYSTEMS: dict[str, System] = {
                "over those of uniform bert's training", elms_compute(_COMPUTE), _SUPERNET),
         System(_NO_LATENCY, "evolution on the same supernet without latency limit",
                searched(_NO_LATENCY, lambda trial: {"limits.max_latency_ms": None}), ("search", "training")),
+        System(_STOCK, "BERT of transformers of the space's width and heads; the mean of its tokens is pooled",
+               stock_bert, ("training",), load_stock),
+        System(_TEACHER, "all weights of the teacher trained on the labels", fine_tuned_teacher, ("teacher_training",),
+               load_stock, sized=False),
+        System(_CUT, "the teacher's first layers, as many as come nearest to the milliseconds of full ELM's winner, "
+               "fine-tuned", partial(cut_teacher, low_rank=False), ("cut_training",), load_stock, sized=False),
+        System(_CUT_SVD, "the same with the token table in the rank of ours, by truncated SVD",
+               partial(cut_teacher, low_rank=True), ("cut_training",), load_stock, sized=False),
+        System(f"{FULL} (int8)", _IN_INT8, _int8(FULL, elm_system), ("int8",), load_int8, sized=False),
+        System(f"{_TEACHER} (int8)", _IN_INT8, _int8(_TEACHER, load_stock), ("int8",), load_int8, sized=False),
+        System(f"{_CUT} (int8)", _IN_INT8, _int8(_CUT, load_stock), ("int8",), load_int8, sized=False),
+        System("cut teacher (SVD table, int8)", _IN_INT8, _int8(_CUT_SVD, load_stock), ("int8",), load_int8,
+               sized=False),
     )
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,10 @@ class TracedRun(Run):
     def __init__(self, config: Config, store: StageStore, directory: Path) -> None:
         self.stages: dict[str, StageResult] = {}
         super().__init__(config, store, directory, announce=self.stages.__setitem__)
+
+    def stage(self, name: str, inputs: dict[str, Any], builder: Callable[[Path], None], label: str) -> StageResult:
+        """A stage of a system's own, built or found."""
+        return self._stage(name, inputs, builder, label=label)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from elm_nni.distillation.features import Features
 from elm_nni.distillation.relational import FeatureDistiller
 from elm_nni.distillation.taps import Taps
 from elm_nni.distillation.teacher import Teacher
-from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.heads_elm import pool
 
 Batch = Mapping[str, Any]
@@ -24,6 +23,24 @@ Result = TypeVar("Result")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "document_ids")
 
 
+class StudentConfig(Protocol):
+    """What distillation and task training read of a student's configuration; ``ElmConfig`` has it.
+
+    Attributes:
+        hidden_size: width of embedding output and layers.
+        bottleneck_size: another width that attention blocks may have; ``hidden_size`` where there is none.
+        classifier_pooling: ``cls``, ``mean`` or ``last``.
+        hidden_dropout_prob: before a task's head.
+        initializer_range: standard deviation of a head's first weights.
+    """
+
+    hidden_size: int
+    bottleneck_size: int
+    classifier_pooling: str
+    hidden_dropout_prob: float
+    initializer_range: float
+
+
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """The part of a batch that a model takes."""
     return {name: batch[name] for name in _INPUTS if name in batch}
@@ -31,8 +48,7 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
 
 def pooled_output(model: nn.Module, batch: Batch) -> Tensor:
     """The last hidden states of an ELM model or supernet, pooled as its configuration says, (B, D)."""
-    config = model.config
-    assert isinstance(config, ElmConfig)
+    config = cast(StudentConfig, model.config)
     output = model(**inputs_of(batch))
     hidden_BTD = output if isinstance(output, Tensor) else output.last_hidden_state
     return pool(hidden_BTD, batch["attention_mask"], config.classifier_pooling)
@@ -62,8 +78,7 @@ class StudentDistiller(FeatureDistiller):
         self, model: nn.Module, teacher: Teacher, *, loss: Literal["relational", "mse"] = "relational",
         attention: bool = True,
     ) -> None:  # fmt: skip
-        config = model.config
-        assert isinstance(config, ElmConfig)
+        config = cast(StudentConfig, model.config)
         widths: dict[str, int | tuple[int, ...]] = {"embedding": config.hidden_size, "hidden": config.hidden_size}
         if attention and teacher.attention_width is not None:
             widths["attention"] = (config.hidden_size, config.bottleneck_size)

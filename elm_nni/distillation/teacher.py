@@ -270,20 +270,20 @@ class Teacher:
         )
 
 
-def half_depth(teacher: Teacher) -> Teacher:
-    """A copy of the teacher cut to the first half of its layers (rounded down), everything else as it is.
+def first_layers(teacher: Teacher, keep: int) -> Teacher:
+    """A copy of the teacher with its first ``keep`` layers, everything else as it is.
 
     Raises:
-        UserError: fewer than two layers, or layers that are not a list of modules (shared layers, for example).
+        UserError: ``keep`` is not one of its numbers of layers, or the layers are no list of modules (shared layers,
+            for example).
 
     Example::
 
-        half_depth(Teacher.load("bert-base-uncased")).num_layers   # 6
+        first_layers(Teacher.load("bert-base-uncased"), 6).num_layers   # 6
     """
     path = find_layers(teacher.model, teacher.num_layers)
-    if teacher.num_layers < 2 or path is None or not hasattr(teacher.config, "num_hidden_layers"):
-        raise UserError(f"teacher {teacher.name!r} has {teacher.num_layers} layers that cannot be cut in half")
-    keep = teacher.num_layers // 2
+    if not 1 <= keep <= teacher.num_layers or path is None or not hasattr(teacher.config, "num_hidden_layers"):
+        raise UserError(f"teacher {teacher.name!r} has {teacher.num_layers} layers that cannot be cut to {keep}")
     model = copy.deepcopy(teacher.model)
     parent_path, _, attribute = path.rpartition(".")
     layers = model.get_submodule(path)

@@ -121,23 +121,24 @@ class Context:
             beginning = pack_corpus(
                 lambda: corpus_texts(self.stream()), self.tokenizer, folder=folder,
                 sequence_length=data.sequence_length,
-                corpus_digest=digest([corpus_digest(self._corpus_spec), "stream"]),
+                corpus_digest=digest([corpus_digest(self.corpus_spec), "stream"]),
                 limit_tokens=2 * data.holdout_rows * data.sequence_length,
             )  # fmt: skip
             held_out, rest = beginning.split(len(beginning) - data.holdout_rows)
             return rest, held_out
         packed = pack_source(
-            self._corpus_spec, self.tokenizer, sequence_length=data.sequence_length, folder=folder,
+            self.corpus_spec, self.tokenizer, sequence_length=data.sequence_length, folder=folder,
             limit_tokens=data.limit_tokens, seed=self.config.seed,
         )  # fmt: skip
         return packed.split(data.holdout_rows)
 
     def stream(self) -> Rows:
         """The corpus in the order of its source, read as it is needed."""
-        return load_corpus(self._corpus_spec, streaming=True, seed=self.config.seed)
+        return load_corpus(self.corpus_spec, streaming=True, seed=self.config.seed)
 
     @property
-    def _corpus_spec(self) -> CorpusSpec:
+    def corpus_spec(self) -> CorpusSpec:
+        """The run's text; text of a task's rows is split by the run's seed."""
         data = self.config.data
         return replace(CorpusSpec.parse(data.corpus), column=data.text_column, split_seed=self.config.seed)
 

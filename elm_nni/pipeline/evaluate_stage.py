@@ -20,7 +20,7 @@ from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
 from elm_nni.data.metrics import compute_metric, paired_bootstrap, predictions_of, tfidf_baseline
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
-from elm_nni.distillation.teacher import Teacher, half_depth
+from elm_nni.distillation.teacher import Teacher, first_layers
 from elm_nni.errors import UserError
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
 from elm_nni.pipeline.context import Context, Task
@@ -202,7 +202,7 @@ def _comparisons(
 
 def _half_depth(teacher: Teacher) -> Teacher | None:
     try:
-        return half_depth(teacher)
+        return first_layers(teacher, teacher.num_layers // 2)
     except UserError as error:
         logger.warning("the half-depth teacher is left out: %s", error)
         return None

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T tokens, D hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from elm_nni.data.tasks import Kind
 from elm_nni.distillation.losses import kl_logit_loss, relational_logit_loss
-from elm_nni.distillation.student import StudentDistiller, inputs_of, pooled_output
+from elm_nni.distillation.student import StudentConfig, StudentDistiller, inputs_of, pooled_output
 from elm_nni.distillation.teacher import Teacher
-from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
 from elm_nni.strategies.supernet_files import head_key
 from elm_nni.training import optimizer_and_schedule
@@ -82,8 +81,7 @@ class TaskTraining(LightningModule):
         super().__init__()
         self.model = model
         self.distillation, self.training_config = distillation, training
-        config = model.config
-        assert isinstance(config, ElmConfig)
+        config = cast(StudentConfig, model.config)
         self.kinds = {name: kind for name, (_, kind) in heads.items()}
         # a prefix, since a module's own names (train, type) cannot be keys
         self.heads = nn.ModuleDict(
@@ -98,9 +96,11 @@ class TaskTraining(LightningModule):
         if teacher is not None and distillation.lambda_feature > 0:
             self.distiller = StudentDistiller(model, teacher, loss=distillation.features)
 
-    def head(self, task: str) -> nn.Module:
+    def head(self, task: str) -> nn.Linear:
         """The linear head of a task."""
-        return self.heads[head_key(task)]
+        head = self.heads[head_key(task)]
+        assert isinstance(head, nn.Linear)
+        return head
 
     def logits(self, batch: Batch) -> Tensor:
         """Task logits (B, C) of a batch."""

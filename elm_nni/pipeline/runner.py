@@ -186,10 +186,7 @@ class Run:
             ``validation``, the mean over tasks of the main metric; ``params``; ``params_outside_embeddings``;
             ``latency_ms``, predicted by the table; and each task's metric by its name.
         """
-        scores = {
-            name: float(json.loads((model.folder / "scores.json").read_text(encoding="utf-8"))["validation"])
-            for name, model in self.retrain().items()
-        }
+        scores = student_stage.validation_scores(self.retrain())
         architecture, settings = self.architecture(), self.context.settings
         return {
             "validation": sum(scores.values()) / len(scores),

@@ -25,7 +25,7 @@ from elm_nni.files import write_text
 
 logger = logging.getLogger(__name__)
 
-_DONE = "stage.json"
+_DONE, _ATTEMPT = "stage.json", "attempt.json"
 # To be raised when a change of the code makes earlier results wrong.
 _FORMAT = 1
 _VERSIONED = ("torch", "transformers", "nni", "pytorch-lightning", "datasets", "optuna", "numpy", "elm-nni")
@@ -33,7 +33,10 @@ _VERSIONED = ("torch", "transformers", "nni", "pytorch-lightning", "datasets", "
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: where it is, what it cost (wall seconds, peak resident MB) and whether it was there already."""
+    """A finished stage: where it is, what it cost (wall seconds, peak resident MB) and whether it was there already.
+
+    Seconds count the attempts that were killed, up to what each left behind.
+    """
 
     name: str
     digest: str
@@ -85,14 +88,15 @@ class StageStore:
                 finished = self._read(folder, cached=True)
                 if finished is not None:
                     return finished
-                start = time.monotonic()
+                earlier, start = _begin_attempt(folder), time.monotonic()
                 _reset_peak_memory()
                 builder(folder)
                 facts = {
-                    "name": name, "digest": folder.name, "seconds": round(time.monotonic() - start, 2),
+                    "name": name, "digest": folder.name, "seconds": round(earlier + time.monotonic() - start, 2),
                     "peak_memory_mb": round(peak_memory_mb(), 1), "inputs": dict(inputs), "versions": versions(),
                 }  # fmt: skip
                 write_json(folder / _DONE, facts)
+                (folder / _ATTEMPT).unlink(missing_ok=True)
         result = self._read(folder, cached=False)
         assert result is not None
         return result
@@ -126,6 +130,17 @@ class StageStore:
         return StageResult(
             facts["name"], facts["digest"], folder, facts["seconds"], facts["peak_memory_mb"], cached=cached
         )
+
+
+def _begin_attempt(folder: Path) -> float:
+    """Seconds that killed attempts spent, each up to the last file that it wrote here; notes the start of this one."""
+    path, spent = folder / _ATTEMPT, 0.0
+    if path.exists():
+        last = json.loads(path.read_text(encoding="utf-8"))
+        written = max(file.stat().st_mtime for file in folder.rglob("*") if file.is_file())
+        spent = last["spent"] + max(0.0, written - last["start"])
+    write_json(path, {"start": time.time(), "spent": round(spent, 2)})
+    return spent
 
 
 def write_json(path: Path, value: Any) -> None:

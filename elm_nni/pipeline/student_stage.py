@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,14 @@ from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.modeling_elm import ElmForSequenceClassification, ElmModel
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation, on_device, predict
-from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.store import StageResult, write_json
 from elm_nni.pipeline.supernet_stage import start_token_table, task_batches, text_batches
 from elm_nni.pipeline.teacher_stage import score
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.architecture import shared_config
 from elm_nni.seeding import seeded
 
-WEIGHTS = "encoder.safetensors"
+WEIGHTS, SCORES = "encoder.safetensors", "scores.json"
 
 
 def pretrain_inputs(
@@ -49,17 +51,26 @@ def build_pretrain(
             model = ElmModel.from_pretrained(inherited)
         elif config.distillation.token_table == "svd":
             start_token_table(model.embeddings.tokens.weight, context)
-        module = TextDistillation(
-            model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
-            training=config.retrain.pretrain,
-        )  # fmt: skip
+        train_on_text(context, folder, model, precision)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def train_on_text(context: Context, folder: Path, model: nn.Module, precision: dict[str, str]) -> None:
+    """Distils the teacher's features into any model with ``embeddings``, ``layers`` and ``config``, in place.
+
+    Call it with seeded generators: the projections to the teacher's width are drawn here.
+    """
+    config = context.config
+    module = TextDistillation(
+        model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
+        training=config.retrain.pretrain,
+    )  # fmt: skip
     fit(
         module, text_batches(context, config.retrain.pretrain, "pretrain"), config.retrain.pretrain,
         folder=folder / "checkpoints", seed=config.seed, stage="pretrain", precision=precision["student"],
         log=context.log,
     )  # fmt: skip
     context.log("pretrain", holdout_loss=_holdout_loss(context, module, config.retrain.pretrain.batch_size))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
 @torch.inference_mode()
@@ -94,14 +105,27 @@ def build_finetune(
     precision: dict[str, str],
 ) -> None:  # fmt: skip
     """Fine-tunes on one task and writes a Hugging Face model with its tokenizer and validation score."""
-    config = context.config
-    with seeded(config.seed, f"finetune/{task.name}"):
+    with seeded(context.config.seed, f"finetune/{task.name}"):
         model = ElmModel(ElmConfig.from_architecture(architecture, **shared_config(context.settings)))
         model.load_state_dict(load_file(pretrain / WEIGHTS))
-        module = TaskTraining(
-            model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
-            training=config.retrain.finetune, heads={task.name: (task.num_outputs, task.kind)},
-        )  # fmt: skip
+        head = train_on_task(context, folder, model, teacher, task, precision)
+    classifier = to_classifier(model, head, task)
+    classifier.save_pretrained(folder / "model")
+    context.tokenizer.save_pretrained(folder / "model")
+
+
+def train_on_task(
+    context: Context, folder: Path, model: nn.Module, teacher: Path, task: Task, precision: dict[str, str]
+) -> nn.Linear:
+    """Fine-tunes any model with ``embeddings``, ``layers`` and ``config`` in place; returns the head.
+
+    Writes the validation score. Call it with seeded generators: head and projections are drawn here.
+    """
+    config = context.config
+    module = TaskTraining(
+        model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
+        training=config.retrain.finetune, heads={task.name: (task.num_outputs, task.kind)},
+    )  # fmt: skip
     fit(
         module, task_batches([task], teacher, config.retrain.finetune, config.seed, "finetune"),
         config.retrain.finetune, folder=folder / "checkpoints", seed=config.seed, stage="finetune",
@@ -110,10 +134,16 @@ def build_finetune(
     batches, order = evaluation_batches(task.validation, task.name)
     value = score(task, in_row_order(predict(module, batches), order), task.validation.labels)
     context.log("finetune", task=task.name, validation=value)
-    write_json(folder / "scores.json", {"validation": value})
-    classifier = to_classifier(model, module.head(task.name), task)
-    classifier.save_pretrained(folder / "model")
-    context.tokenizer.save_pretrained(folder / "model")
+    write_json(folder / SCORES, {"validation": value})
+    return module.head(task.name)
+
+
+def validation_scores(models: Mapping[str, StageResult]) -> dict[str, float]:
+    """Task to the score on validation rows that the stage of its model wrote."""
+    return {
+        task: float(json.loads((model.folder / SCORES).read_text(encoding="utf-8"))["validation"])
+        for task, model in models.items()
+    }
 
 
 def to_classifier(model: ElmModel, head: nn.Module, task: Task) -> ElmForSequenceClassification:

@@ -1,4 +1,4 @@
-"""The comparison of systems: the command on a tiny pipeline, killed once, and its numbers against its files."""
+"""The comparison of systems: its quick form, killed once, and its numbers against its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from common import run_command
 from quality import command, records, systems
 from quality.comparison import FULL, Comparison, load_comparison
@@ -38,19 +37,19 @@ from elm_nni.pipeline.run_dir import config_digest
 from elm_nni.pipeline.store import StageStore
 from elm_nni.search_spaces.architecture import chosen_blocks
 
-from ..pipeline.conftest import settings
-
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+QUICK = ROOT / "benchmarks" / "quality" / "quick.yaml"
 COMPUTE = "uniform bert given ELM's compute"
+STOCK, TEACHER, CUT, SVD = "stock BertConfig", "fine-tuned teacher", "cut teacher", "cut teacher (SVD table)"
+NUM_ROWS = 853
 
 
 @dataclass(frozen=True)
 class Done:
     """A comparison that was killed once and ran to its end, on validation rows."""
 
-    file: Path
     out: Path
     store: Path
     plan: str
@@ -63,13 +62,17 @@ class Done:
 
     @property
     def comparison(self) -> Comparison:
-        return load_comparison(self.file, SYSTEMS)
+        return load_comparison(QUICK, SYSTEMS)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.out / name).read_text(encoding="utf-8").splitlines()]
 
+    @property
+    def trained(self) -> list[dict[str, Any]]:
+        return [line for seed in range(2) for line in self.lines(f"trained-{seed}.jsonl")]
+
     def students(self, system: str, seed: int = 0) -> list[dict[str, Any]]:
-        found = [line for line in self.lines("trained.jsonl") if (line["system"], line["seed"]) == (system, seed)]
+        found = [line for line in self.trained if (line["system"], line["seed"]) == (system, seed)]
         assert len(found) == 1
         return found[0]["students"]
 
@@ -80,7 +83,7 @@ class Done:
 
 
 def run_main(done_in: Path, **options: Any) -> tuple[str, str]:
-    given = {"file": done_in / "tiny.yaml", "out": done_in / "out", "store": done_in / "store"}
+    given = {"file": QUICK, "out": done_in / "out", "store": done_in / "store"}
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         command.main(**{**given, "plan": False, "test": False, **options})
     return out.getvalue(), err.getvalue()
@@ -93,8 +96,8 @@ def finished(store: Path) -> dict[Path, int]:
 
 def killed_after(lines: int, folder: Path) -> str:
     """Starts the command itself and kills it when so many systems are trained; returns its records."""
-    path = folder / "out" / "trained.jsonl"
-    arguments = ["benchmarks/quality", str(folder / "tiny.yaml"), "--out", str(folder / "out")]
+    path = folder / "out" / "trained-0.jsonl"
+    arguments = ["benchmarks/quality", str(QUICK), "--out", str(folder / "out")]
     process = subprocess.Popen(
         [sys.executable, *arguments, "--store", str(folder / "store")], cwd=ROOT, stderr=subprocess.DEVNULL,
         # precision is measured for a number of threads
@@ -114,19 +117,8 @@ def killed_after(lines: int, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("quality")
-    small = settings(own)
-    short = {"steps": 4, "batch_size": 8, "lr": 1e-3, "checkpoint_every": 4}
-    small["supernet"] |= {"pretrain": short, "probe_rows": 0}
-    # enough for architectures to differ in accuracy, and for the head step to remove heads
-    small["retrain"] = {"pretrain": short, "finetune": short | {"steps": 12, "lr": 1e-2, "checkpoint_every": 12}}
-    small["prune"] |= {"eta": 0.3, "min_heads": 3}
-    small["space"] |= {"ffn_start": 16, "ffn_max": 32}
-    (folder / "own.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
-    seeds = {**dict.fromkeys(SYSTEMS, 1), FULL: 2, BERT: 2}
-    content = {"base": "own.yaml", "systems": seeds, "random_architectures": 2, "changes": {"search.keep": 4}}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         plan, _ = run_main(folder, plan=True)
         assert {path.parent.parent.name for path in finished(folder / "store")} == {"precision"}
@@ -136,7 +128,7 @@ def done(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
         printed, told = run_main(folder)
     out = folder / "out"
     return Done(
-        folder / "tiny.yaml", out, folder / "store", plan, first, built, (out / "results.md").read_text("utf-8"),
+        out, folder / "store", plan, first, built, (out / "results.md").read_text("utf-8"),
         printed, told, json.loads((out / "results.json").read_text("utf-8")),
     )  # fmt: skip
 
@@ -156,17 +148,17 @@ def test_the_estimate_comes_first_and_adds_up(done: Done) -> None:
     assert float(re.search(r"about (\d+) minutes", done.plan).group(1)) == pytest.approx(minutes, abs=1.1)
     # the second start counts what the first one left
     assert re.search(rf"^{FULL} +2 +1 ", done.told, flags=re.MULTILINE)
-    assert done.told.index("minutes in all") < done.told.index("2/12 ")
+    assert done.told.index("minutes in all") < done.told.index(f"seed 0, 2/{len(SYSTEMS)} ")
 
 
 def test_what_was_trained_before_the_kill_is_not_trained_again(done: Done) -> None:
-    assert "full ELM, seed 0" not in done.told
-    assert (done.out / "trained.jsonl").read_text(encoding="utf-8").startswith(done.first)
+    assert "seed 0, 1/" not in done.told
+    assert (done.out / "trained-0.jsonl").read_text(encoding="utf-8").startswith(done.first)
     now = finished(done.store)
     assert done.built
     assert {path: now[path] for path in done.built} == done.built
     # and a third start builds, trains, times and prints nothing new
-    kept = {name: (done.out / name).read_bytes() for name in ("trained.jsonl", "measured.jsonl", "results.md")}
+    kept = {name: (done.out / name).read_bytes() for name in ("trained-0.jsonl", "measured.jsonl", "results.md")}
     printed, told = run_main(done.out.parent)
     assert told == "every system is trained\n"
     assert {name: (done.out / name).read_bytes() for name in kept} == kept
@@ -175,32 +167,76 @@ def test_what_was_trained_before_the_kill_is_not_trained_again(done: Done) -> No
 
 
 def test_every_system_and_seed_has_its_students(done: Done) -> None:
-    trained = done.lines("trained.jsonl")
+    trained = done.trained
     assert [line["seed"] for line in trained] == [0] * len(SYSTEMS) + [1] * 2
     assert {line["system"] for line in trained} == set(SYSTEMS)
     assert all(len(line["students"]) == (2 if line["system"] == RANDOM else 1) for line in trained)
     assert len(done.results["rows"]) == len(SYSTEMS) + 1 + 2
     assert done.results["split"] == "validation"
-    assert "Scores are of the validation rows: reviews (accuracy, 40 rows)" in done.markdown
+    assert f"Scores are of the validation rows: polarity (accuracy, {NUM_ROWS} rows)" in done.markdown
     assert (done.out / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_all_have_the_size_of_full_elm_counted_in_the_files_of_their_models(done: Done) -> None:
+def tensor_sizes(done: Done, one: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes in the file of a student's model."""
+    with safe_open(done.store / one["models"]["polarity"] / "model" / "model.safetensors", "pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def count(shapes: dict[str, tuple[int, ...]], *prefixes: str) -> int:
+    return sum(int(np.prod(shape)) for name, shape in shapes.items() if name.startswith(prefixes))
+
+
+def test_all_of_one_size_have_the_size_of_full_elm_counted_in_the_files_of_their_models(done: Done) -> None:
     measured = {key: one for line in done.lines("measured.jsonl") for key, one in line["students"].items()}
     for seed in range(2):
         target = None
-        for line in [line for line in done.lines("trained.jsonl") if line["seed"] == seed]:
+        for line in [one for one in done.trained if one["seed"] == seed and SYSTEMS[one["system"]].sized]:
             for one in line["students"]:
-                file = done.store / one["models"]["reviews"] / "model" / "model.safetensors"
-                with safe_open(file, "pt") as tensors:
-                    sizes = {name: int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
-                outside = sum(size for name, size in sizes.items() if name.startswith("elm.layers."))
+                shapes, found = tensor_sizes(done, one), measured[one["key"]]
+                outside = count(shapes, "elm.layers.", "encoder.")
                 target = target or outside
                 assert abs(outside - target) <= 0.02 * target
-                assert measured[one["key"]]["params_outside_embeddings"] == outside
-                assert measured[one["key"]]["params"] == sum(n for k, n in sizes.items() if k.startswith("elm."))
-                assert measured[one["key"]]["megabytes"] == pytest.approx(file.stat().st_size / 2**20, abs=0.006)
-                assert measured[one["key"]]["latency_ms"] > 0
+                assert found["params_outside_embeddings"] == outside
+                assert found["params"] == count(shapes, "elm.", "encoder.", "embeddings.")
+                assert found["megabytes"] == pytest.approx(4 * count(shapes, "") / 2**20, abs=0.05)
+                assert found["latency_ms"] > 0
+
+
+def test_the_teacher_is_fine_tuned_cut_and_quantised(done: Done) -> None:
+    [line] = [line for line in done.lines("measured.jsonl") if line["seed"] == 0]
+    costs = {name: line["students"][done.students(name)[0]["key"]] for name in SYSTEMS}
+    shapes = {name: tensor_sizes(done, done.students(name)[0]) for name in (STOCK, TEACHER, CUT, SVD)}
+    layers = {
+        name: {int(tensor.split(".")[2]) for tensor in of if tensor.startswith("encoder.layer.")}
+        for name, of in shapes.items()
+    }
+    facts = done.students(CUT)[0]["facts"]
+    times = {int(number): value for number, value in facts["layers_ms"].items()}
+    assert set(times) == set(range(1, 7))
+    assert facts["layers"] == min(times, key=lambda number: abs(times[number] - facts["ours_ms"]))
+    assert [len(layers[name]) for name in (TEACHER, CUT, SVD)] == [6, facts["layers"], facts["layers"]]
+    assert len(layers[STOCK]) == done.students(STOCK)[0]["facts"]["layers"]
+    table = "embeddings.word_embeddings.weight"
+    assert [shapes[name][table] for name in (TEACHER, CUT, SVD)] == [(30522, 384), (30522, 384), (30522, 128)]
+    assert shapes[SVD]["embeddings.word_embeddings.projection.weight"] == (384, 128)
+    for name in (FULL, TEACHER, CUT):
+        small = costs[f"{name} (int8)"]
+        assert small["params"] == costs[name]["params"]
+        # a quarter of the weights, and the text of the graph
+        assert 0.24 * costs[name]["megabytes"] < small["megabytes"] < 0.28 * costs[name]["megabytes"] + 0.5
+        assert small["condition"].startswith("onnx-int8")
+        scores = [done.students(one)[0]["validation"]["polarity"] for one in (name, f"{name} (int8)")]
+        assert abs(scores[0] - scores[1]) < 0.1
+    assert "Systems of a size of their own:" in done.markdown
+    inputs = {
+        name: json.loads((done.store / done.students(name)[0]["models"]["polarity"] / "stage.json").read_text("utf-8"))
+        for name in (STOCK, TEACHER, CUT)
+    }
+    logits = {name: one["inputs"]["distillation"]["lambda_logit"] for name, one in inputs.items()}
+    rates = {name: one["inputs"]["training"]["lr"] for name, one in inputs.items()}
+    assert logits == {STOCK: 1.0, TEACHER: 0.0, CUT: 1.0}
+    assert rates[TEACHER] == rates[CUT] < rates[STOCK]
 
 
 def test_scores_and_seconds_are_those_of_the_stages(done: Done) -> None:
@@ -209,22 +245,22 @@ def test_scores_and_seconds_are_those_of_the_stages(done: Done) -> None:
     names = {FULL: FULL, BERT: BERT, f"{RANDOM} 1": RANDOM}
     for label, system in names.items():
         stages = done.state()
-        labels = [*(search if system == FULL else shared), f"{label} pretrain", f"{label} reviews"]
+        labels = [*(search if system == FULL else shared), f"{label} pretrain", f"{label} polarity"]
         one = done.students(system)[-1]
         assert sum(one["seconds"].values()) == pytest.approx(sum(stages[name]["seconds"] for name in labels))
-        scores = json.loads((Path(stages[f"{label} reviews"]["folder"]) / "scores.json").read_text("utf-8"))
-        assert one["validation"] == {"reviews": scores["validation"]}
+        scores = json.loads((Path(stages[f"{label} polarity"]["folder"]) / "scores.json").read_text("utf-8"))
+        assert one["validation"] == {"polarity": scores["validation"]}
     rows = {(row["system"], row["seed"]): row for row in done.results["rows"]}
     seconds = [sum(one["seconds"].values()) for one in done.students(RANDOM)]
-    values = [one["validation"]["reviews"] for one in done.students(RANDOM)]
+    values = [one["validation"]["polarity"] for one in done.students(RANDOM)]
     mean, best = rows[f"{RANDOM}, mean of 2", 0], rows[f"{RANDOM}, best of 2 by validation", 0]
     assert (mean["seconds"], best["seconds"]) == pytest.approx((sum(seconds) / 2, sum(seconds)))
-    assert (mean["scores"]["reviews"], best["scores"]["reviews"]) == pytest.approx((sum(values) / 2, max(values)))
+    assert (mean["scores"]["polarity"], best["scores"]["polarity"]) == pytest.approx((sum(values) / 2, max(values)))
 
 
 def test_tables_follow_from_the_records(done: Done) -> None:
-    values = {(line["system"], line["seed"]): line["students"][0]["validation"]["reviews"]
-              for line in done.lines("trained.jsonl")}  # fmt: skip
+    values = {(line["system"], line["seed"]): line["students"][0]["validation"]["polarity"]
+              for line in done.trained}  # fmt: skip
     full, bert = ([values[name, seed] for seed in range(2)] for name in (FULL, BERT))
     assert len(set(values.values())) > 1
     for name, (a, b) in ((FULL, full), (BERT, bert)):
@@ -252,9 +288,9 @@ def test_how_the_systems_differ(done: Done) -> None:
 
     heads = [value for key, value in done.students(FULL)[0]["architecture"].items() if key.endswith("_heads")]
     kept = [value for key, value in done.students("no head step")[0]["architecture"].items() if key.endswith("_heads")]
-    assert min(heads) < 4
-    assert set(kept) == {4}
-    assert changes("no head step")["limits.max_params_outside_embeddings"] >= done.lines("trained.jsonl")[0]["target"]
+    assert min(heads) < 12
+    assert set(kept) == {12}
+    assert changes("no head step")["limits.max_params_outside_embeddings"] >= done.trained[0]["target"]
 
     summary = json.loads((Path(stages["search"]["folder"]) / "summary.json").read_text("utf-8"))
     drawn = done.state(**changes("random search"))
@@ -264,7 +300,7 @@ def test_how_the_systems_differ(done: Done) -> None:
     assert evaluated == summary["evaluated"]
     free = Path(done.state(**changes("no latency limit"))["search"]["folder"])
     free = json.loads((free / "summary.json").read_text("utf-8"))
-    assert (set(free["limits"]), set(summary["limits"])) == ({"params"}, {"params", "latency_ms"})
+    assert set(summary["limits"]) - set(free["limits"]) == {"latency_ms"}
     assert done.state(**changes("MSE features"))["supernet"]["digest"] != stages["supernet"]["digest"]
     assert "MSE features pretrain" in done.state(**changes("MSE features"))
     assert (set(blocks(BERT)), set(blocks(MOBILE))) == ({"bert"}, {"mobile"})
@@ -279,10 +315,10 @@ def test_the_compute_of_elm_is_turned_into_steps(done: Done) -> None:
     factor = own[0] / own[1]
     assert long["facts"]["factor"] == pytest.approx(factor)
     assert long["facts"]["changes"] == {
-        "retrain.pretrain.steps": round(4 * factor), "retrain.finetune.steps": round(12 * factor),
+        "retrain.pretrain.steps": round(5 * factor), "retrain.finetune.steps": round(8 * factor),
     }  # fmt: skip
     folder = Path(done.state(**long["facts"]["changes"])[f"{COMPUTE} pretrain"]["folder"])
-    assert json.loads((folder / "stage.json").read_text("utf-8"))["inputs"]["training"]["steps"] == round(4 * factor)
+    assert json.loads((folder / "stage.json").read_text("utf-8"))["inputs"]["training"]["steps"] == round(5 * factor)
 
 
 def test_sizes_that_do_not_match_are_not_printed(done: Done, tmp_path: Path) -> None:
@@ -308,12 +344,12 @@ def test_test_rows_are_scored_once_and_by_the_option_alone(
 ) -> None:
     shutil.copytree(done.out, tmp_path / "out", symlinks=True)
     printed, _ = run_main(done.out.parent, out=tmp_path / "out", test=True)
-    assert "Scores are of the test rows: reviews (accuracy, 40 rows)" in printed
+    assert f"Scores are of the test rows: polarity (accuracy, {NUM_ROWS} rows)" in printed
     tested = [json.loads(line) for line in (tmp_path / "out" / "tested.jsonl").read_text("utf-8").splitlines()]
     assert len(tested) == len(SYSTEMS) + 1 + 2
     # an independent score, row by row, from the saved model
     one = done.students(COMPUTE)[0]
-    model = ElmForSequenceClassification.from_pretrained(done.store / one["models"]["reviews"] / "model").eval()
+    model = ElmForSequenceClassification.from_pretrained(done.store / one["models"]["polarity"] / "model").eval()
     context = Trial(done.comparison, 0, StageStore(done.store), done.out / "runs").run().context
     rows = load_task(task_spec(context.config.tasks[0]), 0).test
     right = 0
@@ -322,7 +358,7 @@ def test_test_rows_are_scored_once_and_by_the_option_alone(
         with torch.no_grad():
             right += int(model(ids["input_ids"], ids["attention_mask"]).logits.argmax()) == row["label"]
     [found] = [line["scores"] for line in tested if line["key"] == one["key"]]
-    assert found == {"reviews": right / len(rows)}
+    assert found == {"polarity": right / len(rows)}
     assert f"| {COMPUTE} | 1 | {right / len(rows):.4f} |" in printed
 
     monkeypatch.setattr(Context, "test_rows", _refused)
@@ -340,7 +376,7 @@ def test_a_system_without_an_architecture_of_the_size_is_left_out_with_the_reaso
             SYSTEMS[name].students(kept.trial(0))
     line = kept._train(BERT, kept.trial(0))
     assert line["students"] == []
-    trained = [one for one in done.lines("trained.jsonl") if one["system"] != BERT] + [line]
+    trained = [one for one in done.trained if one["system"] != BERT] + [line]
     measured = {key: one for two in done.lines("measured.jsonl") for key, one in two["students"].items()}
     records.check_sizes(trained, measured)
     results = make_results("x", trained, make_rows(trained, measured, None), measured, None)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AlbertConfig, AlbertModel, BertModel, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from elm_nni.distillation.teacher import Teacher, check_vocabulary, half_depth
+from elm_nni.distillation.teacher import Teacher, check_vocabulary, first_layers
 from elm_nni.errors import UserError
 
 FAMILIES = ["bert", "roberta", "electra", "mpnet", "mobilebert", "distilbert", "gpt2", "llama", "t5"]
@@ -156,8 +156,8 @@ def test_without_attention_blocks_warns_once(caplog):
     assert features[0].attention is None
     assert "attention" not in teacher.widths
     assert caplog.text.count("hidden states only") == 1
-    with pytest.raises(UserError, match="cut in half"):
-        half_depth(teacher)
+    with pytest.raises(UserError, match="cannot be cut to 1"):
+        first_layers(teacher, 1)
 
 
 def test_a_teacher_without_hidden_states_is_refused(build_model):
@@ -200,9 +200,9 @@ def test_tokenizer(build_teacher, minilm):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "llama"])
-def test_half_depth(family, build_teacher, tmp_path):
+def test_first_layers(family, build_teacher, tmp_path):
     teacher, ids = build_teacher(family), ids_like(DOCUMENTS)
-    half = half_depth(teacher)
+    half = first_layers(teacher, 2)
     whole_features, half_features = teacher.features(ids), half.features(ids)
     assert (half.num_layers, teacher.num_layers) == (2, 4)
     assert half.num_parameters < teacher.num_parameters
@@ -215,11 +215,10 @@ def test_half_depth(family, build_teacher, tmp_path):
     torch.testing.assert_close(loaded.features(ids).hidden[-1], half_features.hidden[-1])
 
 
-def test_half_depth_of_one_layer(build_teacher):
-    one = half_depth(half_depth(build_teacher("bert")))
-    assert one.num_layers == 1
-    with pytest.raises(UserError, match="1 layers"):
-        half_depth(one)
+@pytest.mark.parametrize("keep", [0, 5])
+def test_layers_that_a_teacher_does_not_have(keep, build_teacher):
+    with pytest.raises(UserError, match=f"has 4 layers that cannot be cut to {keep}"):
+        first_layers(build_teacher("bert"), keep)
 
 
 def test_check_vocabulary():

@@ -1,6 +1,7 @@
 """The stage store: built once, found again, resumed, cleaned; and the files it writes."""
 
 import json
+import os
 import threading
 import time
 
@@ -40,6 +41,25 @@ def test_a_failed_stage_keeps_its_folder_and_is_built_again(tmp_path):
     found = []
     store.build("search", {}, lambda folder: found.append((folder / "checkpoint").read_text()))
     assert found == ["half"]
+
+
+def test_seconds_count_killed_attempts_up_to_their_last_file(tmp_path):
+    store = StageStore(tmp_path)
+
+    def fail(folder):
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError("killed")
+
+    for left, others in ((100.0, 0.0), (30.0, 100.0)):
+        with pytest.raises(RuntimeError):
+            store.build("search", {}, fail)
+        attempt = store.folder("search", {}) / "attempt.json"
+        noted = json.loads(attempt.read_text())
+        assert noted["spent"] == pytest.approx(others, abs=2)
+        os.utime(attempt.parent / "checkpoint", (noted["start"] + left,) * 2)
+    result = store.build("search", {}, lambda folder: None)
+    assert result.seconds == pytest.approx(130, abs=2)
+    assert not attempt.exists()
 
 
 def test_of_two_builders_one_builds_and_the_other_waits(tmp_path):
