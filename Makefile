@@ -24,8 +24,9 @@ lint: setup
 system:
 	@.ci/system_packages
 
+# two processes of one thread each; a file stays in one process, with what its tests share
 test: lint system
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

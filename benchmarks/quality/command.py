@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 from common import at_least
+from transformers.utils.logging import disable_progress_bar
 
 from elm_nni.cache import default_store
 from elm_nni.files import write_bytes, write_text
@@ -34,6 +35,8 @@ def main(
     """Compares systems of one size over seeds; run it again to go on."""
     at_least(workers=(workers, 1))
     comparison = load_comparison(file, SYSTEMS)
+    # one for every model that is loaded
+    disable_progress_bar()
     if workers > 1:
         # what is timed and estimated here must hold for them
         torch.set_num_threads(threads_of(workers))

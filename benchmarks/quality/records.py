@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from transformers.utils.logging import disable_progress_bar
 
 from elm_nni.cost.parameters import SIZE_TOLERANCE
 from elm_nni.digest import digest
@@ -68,6 +69,7 @@ class Records:
 
     def train_seed(self, seed: int) -> list[Line]:
         """A line for every system of a seed."""
+        disable_progress_bar()
         known, names = self.trained(seed), self.comparison.names(seed)
         for number, name in enumerate(names, 1):
             if name not in known:
