@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,9 @@ class Records:
         # loaded teachers and data would travel to the processes
         self._trials = {}
         with parallel_config("loky", n_jobs=workers, inner_max_num_threads=threads_of(workers)):
-            lines = Parallel(batch_size=1)(delayed(self.train_seed)(seed) for seed in range(self.comparison.num_seeds))
+            lines = Parallel(batch_size=1)(
+                delayed(_train_in)(os.getpid(), self, seed) for seed in range(self.comparison.num_seeds)
+            )
         return [line for of_seed in lines for line in of_seed]
 
     def train_seed(self, seed: int) -> list[Line]:
@@ -162,6 +166,23 @@ class Records:
             return False
         folders = [self.store.root / folder for one in line["students"] for folder in one["models"].values()]
         return all((folder / "stage.json").is_file() for folder in folders)
+
+
+def _train_in(command: int, records: Records, seed: int) -> list[Line]:
+    if os.getpid() != command:
+        end_with(command)
+    return records.train_seed(seed)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after ``parent``, of which it is a child, was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def threads_of(workers: int) -> int:

@@ -388,6 +388,22 @@ def test_a_system_without_an_architecture_of_the_size_is_left_out_with_the_reaso
     assert best_uniform(results.rows) == MOBILE
 
 
+def test_a_process_ends_with_the_command_that_started_it() -> None:
+    child = "import os, time; from quality.records import end_with; end_with(os.getppid()); print('on', flush=True)"
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, f"{child}; time.sleep(100)"], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.kill()
+    start = time.monotonic()
+    # the pipe is closed when the child ends
+    assert process.stdout.read() == ""
+    assert time.monotonic() - start < 20
+
+
 def row(system: str, seed: int, value: float, **changes: Any) -> Row:
     usual = Row(system, seed, {"a": value, "b": value / 2, MEAN: 0.75 * value}, value, 10, 5, 1.0, 2.0, 3.0)
     return replace(usual, **changes)
