@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.plan import estimated_seconds
 from elm_nni.pipeline.precision import build_precision, load_precision, precision_inputs
@@ -44,10 +42,10 @@ def stage_seconds(context: Context) -> dict[str, float]:
     """Estimated seconds of the stages that systems build."""
     timing = context.store.build("precision", precision_inputs(context), lambda to: build_precision(context, to))
     chosen = load_precision(timing.folder)
-    # the trained baselines of a run are systems of their own here
-    config = replace(context.config, baselines=replace(context.config.baselines, uniform=False))
-    found = {name: spent for name, _, spent in estimated_seconds(replace(context, config=config), chosen)}
+    found = {name: spent for name, _, spent in estimated_seconds(context, chosen)}
     seconds = {stage: sum(found[part] for part in parts) for stage, parts in _PARTS.items()}
+    # the baseline that a run trains is a system of its own here
+    seconds["training"] /= 1 + context.config.baselines.uniform
     # a teacher trains at the cost of three forwards; a cut one has about half of its layers
     finetune, per_token = context.config.retrain.finetune, chosen["teacher_seconds"]["fp32"] / chosen["tokens"]
     lengths = sum(float(task.train.lengths.mean()) for task in context.tasks.values())

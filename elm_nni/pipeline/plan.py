@@ -22,8 +22,6 @@ from elm_nni.pipeline.search_stage import check_reachable, max_evaluations
 from elm_nni.pipeline.store import StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings
 
-# Rows of tasks are shorter than packed rows: a fine-tuning step costs about this share of a step on text per row.
-_TASK_SHARE = 0.5
 _BYTES, _CHECKPOINT_COPIES = 4, 3
 
 
@@ -69,29 +67,32 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
 def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[str, int, float]]:
     """Name, steps and seconds of the stages that take time, from the seconds that the precision stage measured."""
     config = context.config
-    per_token = (chosen["student_seconds"][chosen["student"]] + chosen["teacher_seconds"][chosen["teacher"]]) / chosen[
-        "tokens"
-    ]
-    forward = chosen["student_seconds"][chosen["student"]] / 3 / chosen["tokens"]
+    student, teacher = (chosen[f"{name}_seconds"][chosen[name]] / chosen["tokens"] for name in ("student", "teacher"))
+    # on tasks the teacher's features are asked for only where they count
+    on_tasks = student + (teacher if config.distillation.lambda_feature > 0 else 0.0)
+    lengths = {name: float(task.train.lengths.mean()) for name, task in context.tasks.items()}
 
     def text(training: TrainingConfig) -> float:
-        return training.steps * training.batch_size * config.data.sequence_length * per_token
+        return training.steps * training.batch_size * config.data.sequence_length * (student + teacher)
+
+    def rows(training: TrainingConfig, length: float) -> float:
+        return training.steps * training.batch_size * length * on_tasks
 
     search = config.search
     evaluations = max_evaluations(search)
-    scored = len(search.tasks or config.tasks)
-    task_rows = evaluations * scored * search.validation_size * config.data.sequence_length * _TASK_SHARE
+    scored = evaluations * search.validation_size * sum(lengths[name] for name in search.tasks or lengths)
     trained = 1 + config.baselines.uniform
     retrain, tasks = config.retrain, len(config.tasks)
     return [
         ("supernet", config.supernet.pretrain.steps, text(config.supernet.pretrain)),
         ("teacher", 0, 30.0 * tasks),
-        ("supernet_tasks", config.supernet.tasks.steps, text(config.supernet.tasks) * _TASK_SHARE),
-        ("search (evaluations)", evaluations, task_rows * forward),
+        ("supernet_tasks", config.supernet.tasks.steps, rows(config.supernet.tasks, sum(lengths.values()) / tasks)),
+        # a forward is a third of a training step
+        ("search (evaluations)", evaluations, scored * student / 3),
         ("retrain and baseline", trained * retrain.pretrain.steps, trained * text(retrain.pretrain)),
         (
             "fine-tune and baseline", trained * tasks * retrain.finetune.steps,
-            trained * tasks * text(retrain.finetune) * _TASK_SHARE,
+            trained * rows(retrain.finetune, sum(lengths.values())),
         ),
     ]  # fmt: skip
 
