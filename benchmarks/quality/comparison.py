@@ -25,12 +25,14 @@ class Comparison:
         base: a preset, or a configuration file beside the YAML file.
         changes: dotted keys of the configuration that hold for every system.
         random_architectures: how many are drawn for each seed.
+        teacher_lr: learning rate of the teacher and of its first layers, whose weights are trained ones.
     """
 
     systems: Mapping[str, int]
     base: str = "nano"
     changes: Mapping[str, Any] = field(default_factory=dict)
     random_architectures: int = 5
+    teacher_lr: float = 1e-4
 
     @property
     def num_seeds(self) -> int:
@@ -89,12 +91,24 @@ def load_comparison(path: Path, known: Iterable[str]) -> Comparison:
         raise UserError(f"{path}: changes: {content['changes']!r} is not allowed; it must be dotted keys and values")
     if not _is_count(content.get("random_architectures", 1)):
         raise UserError(f"{path}: random_architectures: {content['random_architectures']!r} is not allowed; at least 1")
+    content["teacher_lr"] = _rate(path, content.get("teacher_lr", Comparison.teacher_lr))
     base = path.parent / str(content.get("base", Comparison.base))
     if base.is_file():
         content["base"] = str(base)
     comparison = Comparison(**content)
     comparison.config(0)
     return comparison
+
+
+def _rate(path: Path, given: Any) -> float:
+    try:
+        # YAML reads 1e-4 as a text
+        rate = float(given)
+    except (TypeError, ValueError):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise UserError(f"{path}: teacher_lr: {given!r} is not allowed; it must be a number > 0")
+    return rate
 
 
 def _refuse_unknown(what: str, names: Iterable[Any], known: list[str]) -> None:

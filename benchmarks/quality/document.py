@@ -176,8 +176,12 @@ def spread(values: Sequence[float]) -> str:
 
 @styled
 def plot(results: Results) -> Figure:
-    """Quality of each system in a panel for each task and their mean: a point for each seed, a line at their mean."""
+    """Quality of each system in a panel for each task and their mean: a point for each seed, a line at their mean.
+
+    Systems of a size of their own stand below a rule.
+    """
     systems, tasks = _by_system(results.rows), shown_tasks(results.rows[0].scores)
+    free = [name for name in systems if _is_free(name)]
     figure = new_figure(3.2 + 2.6 * len(tasks), 1.0 + 0.36 * len(systems))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
@@ -186,6 +190,8 @@ def plot(results: Results) -> Figure:
             colour = BLUE if name == FULL else GREY
             axes.plot(values, [height] * len(values), "o", color=colour, alpha=0.6, markersize=5, linestyle="none")
             axes.plot([np.mean(values)] * 2, [height - 0.32, height + 0.32], color=colour if name == FULL else INK)
+        if free:
+            axes.axhline(len(systems) - len(free) - 0.5, color=GREY, linewidth=0.8)
         axes.axvline(np.mean([row.scores[task] for row in systems[FULL]]), color=BLUE, linewidth=0.8, linestyle=":")
         metric = results.tasks[task]["metric"] if task in results.tasks else "mean"
         axes.set_title(task)
@@ -220,11 +226,16 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Title to rows: the systems of one size, and those of their own, with full ELM again."""
-    free = [row for row in rows if row.system in SYSTEMS and not SYSTEMS[row.system].sized]
+    free = [row for row in rows if _is_free(row.system)]
     groups = {"Systems of one size:": [row for row in rows if row not in free]}
     if free:
         groups["Systems of a size of their own:"] = [row for row in rows if row.system == FULL] + free
     return groups
+
+
+def _is_free(name: str) -> bool:
+    """Whether a row's system has a size of its own."""
+    return name in SYSTEMS and not SYSTEMS[name].sized
 
 
 def _by_system(rows: Sequence[AnyScored]) -> dict[str, list[AnyScored]]:

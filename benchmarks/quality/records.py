@@ -157,8 +157,11 @@ class Records:
         return SYSTEMS[student["system"]].load(student["key"], folders, "cuda" if torch.cuda.is_available() else "cpu")
 
     def _key(self, name: str, seed: int) -> str:
-        drawn = self.comparison.random_architectures
-        return digest({"config": self.comparison.config(seed).to_dict(), "system": name, "random": drawn})
+        comparison = self.comparison
+        return digest({
+            "config": comparison.config(seed).to_dict(), "system": name, "random": comparison.random_architectures,
+            "teacher_lr": comparison.teacher_lr,
+        })  # fmt: skip
 
     def _is_current(self, line: Line) -> bool:
         """Of this comparison, with all its models in the store."""

@@ -56,25 +56,21 @@ def stock_bert(trial: Trial) -> list[Student]:
 
 def fine_tuned_teacher(trial: Trial) -> list[Student]:
     """All weights of the teacher on the labels of each task; there is nobody to distil from."""
-    run = trial.run({**_teachers_rate(trial), "distillation.lambda_logit": 0.0, "distillation.lambda_feature": 0.0})
+    changes = {"distillation.lambda_logit": 0.0, "distillation.lambda_feature": 0.0}
+    run = trial.run({"retrain.finetune.lr": trial.comparison.teacher_lr, **changes})
     teacher = run.context.teacher
     return [_fine_tuned(run, "teacher", "whole", partial(_copy, teacher, teacher.num_layers), {}, {})]
 
 
 def cut_teacher(trial: Trial, *, low_rank: bool) -> list[Student]:
     """The teacher's first layers, as many as have full ELM's latency, fine-tuned with the whole teacher's logits."""
-    run = trial.run({**_teachers_rate(trial), "distillation.lambda_feature": 0.0})
+    run = trial.run({"retrain.finetune.lr": trial.comparison.teacher_lr, "distillation.lambda_feature": 0.0})
     depth = _depth(trial)
     found = json.loads((depth.folder / DEPTH).read_text(encoding="utf-8"))
     size = run.context.settings.embedding_size if low_rank else None
     name = f"cut {found['layers']} {size}"
     start = partial(_copy, run.context.teacher, found["layers"], size)
     return [_fine_tuned(run, name, name, start, {"depth": depth}, found)]
-
-
-def _teachers_rate(trial: Trial) -> dict[str, Any]:
-    """Trained weights need a lower learning rate than new ones."""
-    return {"retrain.finetune.lr": trial.run().config.teacher.finetune_lr}
 
 
 def _copy(teacher: Teacher, layers: int, table_size: int | None = None) -> Any:
