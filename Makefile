@@ -24,9 +24,9 @@ lint: setup
 system:
 	@.ci/system_packages
 
-# two processes of one thread each; a file stays in one process, with what its tests share
+# two processes of one thread each; a file stays in one process, with what its tests share, and long files come first
 test: lint system
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
