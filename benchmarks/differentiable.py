@@ -1,6 +1,6 @@
 """Does the relational loss help differentiable search? NNI's DARTS and GumbelDARTS under it and under MSE.
 
-Run: python benchmarks/differentiable.py nano --seeds 3 --steps 100 --out differentiable
+Run: python benchmarks/differentiable.py benchmarks/recipe.yaml --seeds 3 --steps 100 --out differentiable
 
 Each search mixes the blocks of every layer, all at one feed-forward width, and distils the run's teacher on its text.
 What it exports is brought to the size of uniform bert at that width, trained alone with the recipe of retrain under the

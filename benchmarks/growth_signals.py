@@ -1,6 +1,6 @@
 """Does PCA pick better cells to grow than other signals do, at the same budget?
 
-Run: python benchmarks/growth_signals.py nano --seeds 3 --out growth-signals
+Run: python benchmarks/growth_signals.py benchmarks/recipe.yaml --seeds 3 --out growth-signals
 
 Runs of a seed differ in growth.score alone. Compared are what grew, the scores that the same blocks inherit from each
 supernet, and what each run's own search finds, trained alone at the size of what the run with PCA finds. One more
@@ -11,7 +11,6 @@ more seeds, signals or architectures. Test rows are not read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +47,7 @@ from elm_nni.pipeline.run_dir import CONFIG
 from elm_nni.pipeline.runner import Architecture, Run
 from elm_nni.pipeline.search_stage import make_limits, max_evaluations, search_inputs
 from elm_nni.pipeline.store import StageStore, write_json
+from elm_nni.pipeline.student_stage import validation_scores
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.report.growth_files import load_growth
 from elm_nni.report.style import to_png
@@ -236,10 +236,7 @@ def outcome(
     except LeftOut as reason:
         return Outcome(**numbers, trained={}, reason=str(reason))
     student = trial.train(system, architecture, found_by=run)
-    scores = {
-        task: float(json.loads((model.folder / "scores.json").read_text(encoding="utf-8"))["validation"])
-        for task, model in student.models.items()
-    }
+    scores = validation_scores(student.models)
     size = parameters_outside_embeddings(architecture, settings)
     return Outcome(**numbers, trained=scores, architecture=architecture, size=size)
 

@@ -1,6 +1,6 @@
 """Does a supernet rank architectures as training does? Under the relational and under the MSE feature loss.
 
-Run: python benchmarks/ranking.py nano --architectures 20 --out ranking
+Run: python benchmarks/ranking.py benchmarks/recipe.yaml --architectures 20 --out ranking
 
 Architectures are drawn uniformly under the run's limits, the same blocks for both losses. Each gets the score that the
 search gives it, with the weights of the loss's supernet, and the score on validation rows of a model that is trained on
