@@ -46,10 +46,12 @@ class Comparison:
         """The configuration of a seed, with the changes of a system.
 
         Raises:
-            UserError: a key or value that does not exist, or weights that only the winner of a search could inherit.
+            UserError: a key or value that does not exist, or weights for all systems that only the winner of a search
+                could inherit.
         """
-        config = load_config(self.base, {**self.changes, "seed": seed, **(changes or {})})
-        if config.retrain.init != "scratch":
+        changes = changes or {}
+        config = load_config(self.base, {**self.changes, "seed": seed, **changes})
+        if config.retrain.init != "scratch" and "retrain.init" not in changes:
             raise UserError(
                 f"retrain.init: {config.retrain.init!r} is not allowed; it must be scratch, as most systems have no "
                 "supernet to inherit from"

@@ -78,6 +78,18 @@ def searched(name: str, changes: Callable[[Trial], Changes], *, trained_so: bool
     return students
 
 
+def inherited(name: str) -> Students:
+    """The winner of full ELM, from slices of the supernet's weights."""
+
+    def students(trial: Trial) -> list[Student]:
+        found_by = trial.run()
+        architecture, weights = found_by.architecture(), found_by.prune()
+        run = trial.run({"retrain.init": "inherit"})
+        return [trial.train(name, architecture, found_by=found_by, trained_by=run, inherited=weights)]
+
+    return students
+
+
 def uniform(name: str, block: str) -> Students:
     """Equal layers of one block at full ELM's size."""
     return lambda trial: [trial.train(name, uniform_architecture(trial, block))]
@@ -191,6 +203,7 @@ def _int8(name: str, load: Loader) -> Students:
 
 
 _SUPERNET = ("supernet", "supernet_tasks", "search", "training")
+_INHERITED = f"{FULL} (inherited weights)"
 _COMPUTE = "uniform bert given ELM's compute"
 _NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
 _RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
@@ -203,6 +216,8 @@ SYSTEMS: dict[str, System] = {
     for system in (
         System(FULL, "growth, evolution under the limits, head step", searched(FULL, lambda trial: {}),
                ("teacher", *_SUPERNET)),
+        System(_INHERITED, "the same architecture; its training starts from slices of the supernet's weights",
+               inherited(_INHERITED), ("training",)),
         System(_NO_GROWTH, "every cell at the width at which the mean architecture is as large as the grown one",
                searched(_NO_GROWTH, fixed_widths), _SUPERNET),
         System(_NO_HEADS, "the evolution looks for what has the size with all heads", searched(_NO_HEADS, all_heads),

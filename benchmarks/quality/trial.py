@@ -115,6 +115,7 @@ class Trial:
         *,
         found_by: TracedRun | None = None,
         trained_by: TracedRun | None = None,
+        inherited: StageResult | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Student:
         """Trains an architecture with the recipe of all systems.
@@ -124,10 +125,11 @@ class Trial:
             architecture: canonical.
             found_by: the run whose search found it, if any did.
             trained_by: another run than the one without changes.
+            inherited: the head step whose weights the architecture starts from.
             facts: kept with the student.
         """
         run = trained_by or self.run()
-        models = run.train(architecture, name, None)
+        models = run.train(architecture, name, inherited)
         before = found_by or run
         stages = {label: before.stages[label] for label in (SEARCHED if found_by else SHARED) if label in before.stages}
         stages["pretrain"] = run.stages[f"{name} pretrain"]

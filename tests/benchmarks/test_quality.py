@@ -42,6 +42,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "benchmarks" / "quality" / "quick.yaml"
 COMPUTE = "uniform bert given ELM's compute"
+INHERITED = f"{FULL} (inherited weights)"
 STOCK, TEACHER, CUT, SVD = "stock BertConfig", "fine-tuned teacher", "cut teacher", "cut teacher (SVD table)"
 NUM_ROWS = 853
 # the quick form leaves out what is quantised as others are
@@ -306,6 +307,12 @@ def test_how_the_systems_differ(done: Done) -> None:
     assert done.state(**changes("MSE features"))["supernet"]["digest"] != stages["supernet"]["digest"]
     assert "MSE features pretrain" in done.state(**changes("MSE features"))
     assert (set(blocks(BERT)), set(blocks(MOBILE))) == ({"bert"}, {"mobile"})
+
+    kept = done.students(INHERITED)[0]
+    pretrained = Path(done.state(**{"retrain.init": "inherit"})[f"{INHERITED} pretrain"]["folder"])
+    assert kept["architecture"] == done.students(FULL)[0]["architecture"]
+    inputs = json.loads((pretrained / "stage.json").read_text("utf-8"))["inputs"]
+    assert inputs["inherited"] == stages["prune"]["digest"]
 
     first, second = (one["architecture"] for one in done.students(RANDOM))
     assert first != second

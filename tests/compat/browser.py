@@ -152,7 +152,7 @@ class Browser:
         command = {"id": self._number, "method": method, "params": parameters, **self._session}
         self._socket.send(json.dumps(command))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=120))
             if message.get("id") == self._number:
                 assert "error" not in message, (method, message["error"])
                 return message["result"]
