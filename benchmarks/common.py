@@ -51,6 +51,25 @@ def at_least(**options: tuple[int, int]) -> None:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
 
 
+def checked_names(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """The names of a list with commas, each once.
+
+    Raises:
+        UserError: one is unknown, or there is none.
+
+    Example:
+        >>> checked_names("--strategies", "tpe, random,tpe", ["random", "tpe"])
+        ['tpe', 'random']
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option}: {name!r} is unknown; allowed: {', '.join(known)}")
+    if not names:
+        raise UserError(f"{option} is empty; allowed: {', '.join(known)}")
+    return names
+
+
 def run_command(main: Callable[..., None], name: str) -> None:
     """Entry point: a user's mistake is one line and exit status 2."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import at_least, heading, metric_words, run_command
+from common import at_least, checked_names, heading, metric_words, run_command
 from differentiable_results import (
     RANDOM,
     UNIFORM,
@@ -46,7 +46,7 @@ from nni.runtime.log import silence_stdout
 from quality.estimate import stage_seconds
 from ranking import is_trained
 from ranking_runs import LOSSES
-from searches import checked_strategies, open_run
+from searches import open_run
 from transformers.utils.logging import disable_progress_bar
 
 from elm_nni.cost.parameters import full_heads, match_size, parameters_outside_embeddings
@@ -240,7 +240,7 @@ def checked(names: str, steps: int, arch_lr: float, random: int) -> Options:
     Raises:
         UserError: one is not allowed.
     """
-    chosen = checked_strategies(names, list(STRATEGIES))
+    chosen = checked_names("--strategies", names, list(STRATEGIES))
     if steps % EPOCHS:
         raise UserError(f"--steps is {steps}; it must be a multiple of {EPOCHS}, the number of epochs")
     if not 0 < arch_lr < float("inf"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import at_least, heading, run_command
+from common import at_least, checked_names, heading, run_command
 from growth_signals_results import (
     NO_GROWTH,
     PCA,
@@ -59,7 +59,7 @@ _VARIED = ("seed", "growth.score")
 
 
 def checked_signals(text: str) -> list[str]:
-    """Names of a list with commas, PCA first: all others are compared to it.
+    """Signals of a list with commas, PCA first: all others are compared to it.
 
     Raises:
         UserError: one is unknown, or there is none.
@@ -68,13 +68,7 @@ def checked_signals(text: str) -> list[str]:
         >>> checked_signals("random,learnable_gate")
         ['pca', 'random', 'learnable_gate']
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in SCORE_NAMES:
-            raise UserError(f"--signals: {name!r} is unknown; allowed: {', '.join(SCORE_NAMES)}")
-    if not names:
-        raise UserError(f"--signals is empty; allowed: {', '.join(SCORE_NAMES)}")
-    return list(dict.fromkeys([PCA, *names]))
+    return list(dict.fromkeys([PCA, *checked_names("--signals", text, SCORE_NAMES)]))
 
 
 def open_trials(source: str, store: Path | None, out: Path, changes: Sequence[str], *, seeds: int) -> list[Trial]:

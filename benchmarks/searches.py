@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import optuna
 import typer
-from common import at_least, heading, metric_words, run_command
+from common import at_least, checked_names, heading, metric_words, run_command
 from matplotlib.figure import Figure
 from search_curves import OBJECTIVES, REFERENCE, Search, curves, differences, each_seed, plot, table
 
@@ -320,21 +320,6 @@ def open_run(source: str, store: Path | None, out: Path, changes: Sequence[str])
     return Run(config, StageStore(store or default_store()), out / "runs" / config_digest(config))
 
 
-def checked_strategies(text: str, known: Sequence[str] = STRATEGIES) -> list[str]:
-    """Known names of a list with commas.
-
-    Raises:
-        UserError: one is unknown, or there is none.
-    """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in known:
-            raise UserError(f"--strategies: {name!r} is unknown; allowed: {', '.join(known)}")
-    if not names:
-        raise UserError(f"--strategies is empty; allowed: {', '.join(known)}")
-    return names
-
-
 def main(
     source: Annotated[str, typer.Argument(help="A preset, a YAML file or a run directory.")],
     out: Annotated[Path, typer.Option(help="Folder of evaluations, results and figure.")],
@@ -345,7 +330,7 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the configuration.")] = None,
 ) -> None:
     """Compares searches on one trained supernet; missing stages up to it are trained first."""
-    names = checked_strategies(strategies)
+    names = checked_names("--strategies", strategies, STRATEGIES)
     at_least(seeds=(seeds, 2), evaluations=(evaluations, FEWEST))
     # every draw would be a line
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import searches
 import yaml
-from common import run_command
+from common import checked_names, run_command
 from optuna._hypervolume import compute_hypervolume
 from search_curves import Search, best_so_far, curves, differences, each_seed, table, volume_so_far
-from searches import STRATEGIES, Evaluations, Problem, checked_strategies, generations, search
+from searches import STRATEGIES, Evaluations, Problem, generations, search
 
 from elm_nni.digest import digest
 from elm_nni.errors import UserError
@@ -251,4 +251,4 @@ def test_searches_without_any_metric_are_refused() -> None:
 
 
 def test_names_of_strategies_are_taken_once_in_their_order() -> None:
-    assert checked_strategies(" tpe, random,tpe") == ["tpe", "random"]
+    assert checked_names("--strategies", " tpe, random,tpe", STRATEGIES) == ["tpe", "random"]
