@@ -31,7 +31,7 @@ from quality.comparison import FULL
 from quality.encoders import load_stock
 from quality.int8 import load_int8, quantised
 from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert
-from quality.trial import SHARED, LeftOut, Student, Trial
+from quality.trial import SHARED, LeftOut, Student, TracedRun, Trial
 
 Changes = Mapping[str, Any]
 Students = Callable[[Trial], list[Student]]
@@ -66,12 +66,20 @@ class System:
 
 
 def searched(name: str, changes: Callable[[Trial], Changes], *, trained_so: bool = False) -> Students:
-    """Students of the whole pipeline with changes; they hold for the training of the winner if ``trained_so``."""
+    """Students of the whole pipeline with changes; they hold for the training of the winner if ``trained_so``.
+
+    A search whose winner cannot be brought to the size searches again under the size as a limit.
+    """
 
     def students(trial: Trial) -> list[Student]:
         chosen = changes(trial)
         run = trial.run(chosen)
-        architecture = trial.sized(run.architecture())
+        try:
+            architecture = trial.sized(run.architecture())
+        except LeftOut:
+            chosen = {**chosen, **size_limit(trial, run)}
+            run = trial.run(chosen)
+            architecture = trial.sized(run.architecture())
         trained_by = run if trained_so else None
         return [trial.train(name, architecture, found_by=run, trained_by=trained_by, facts={"changes": dict(chosen)})]
 
@@ -121,14 +129,18 @@ def fixed_widths(trial: Trial) -> Changes:
 
 
 def all_heads(trial: Trial) -> Changes:
-    """No head step: the search looks for what has the size with all of its heads.
+    """No head step: the search looks for what has the size with all of its heads."""
+    return {"prune.mode": "off", **size_limit(trial, trial.run())}
 
-    Where every architecture of the supernet is larger, the smallest is allowed; its widths are narrowed afterwards.
+
+def size_limit(trial: Trial, run: TracedRun) -> Changes:
+    """The size as a limit of a run's search.
+
+    Where every architecture of its supernet is larger, the smallest is allowed; its widths are narrowed afterwards.
     """
-    run = trial.run()
     settings, widths = run.context.settings, load_widths(run.supernet().folder)
     smallest = parameters_outside_embeddings(extreme_architecture(settings, widths), settings)
-    return {"prune.mode": "off", "limits.max_params_outside_embeddings": max(trial.target, smallest)}
+    return {"limits.max_params_outside_embeddings": max(trial.target, smallest)}
 
 
 def random_search(trial: Trial) -> Changes:

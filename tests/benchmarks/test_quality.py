@@ -28,13 +28,14 @@ from quality.systems import BERT, MOBILE, RANDOM, SYSTEMS
 from quality.trial import LeftOut, Trial
 from safetensors import safe_open
 
-from elm_nni.cost.parameters import mean_parameters
+from elm_nni.cost.parameters import extreme_architecture, mean_parameters, parameters_outside_embeddings
 from elm_nni.data.tasks import load_task
 from elm_nni.errors import UserError
 from elm_nni.modeling import ElmForSequenceClassification
 from elm_nni.pipeline.context import Context, task_spec
 from elm_nni.pipeline.run_dir import config_digest
 from elm_nni.pipeline.store import StageStore
+from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.search_spaces.architecture import chosen_blocks
 
 pytestmark = pytest.mark.slow
@@ -409,6 +410,24 @@ def test_a_process_ends_with_the_command_that_started_it() -> None:
     # the pipe is closed when the child ends
     assert process.stdout.read() == ""
     assert time.monotonic() - start < 20
+
+
+def test_a_winner_that_cannot_be_brought_to_the_size_is_searched_again_under_it(done: Done, tmp_path: Path) -> None:
+    trial = Records(done.comparison, StageStore(done.store), tmp_path).trial(0)
+    run = trial.run(systems.random_search(trial))
+    found, context = run.architecture(), run.context
+    narrow = {key: 1 if key.endswith("_ffn") else value for key, value in found.items()}
+    widths = load_widths(run.supernet().folder)
+    smallest = parameters_outside_embeddings(extreme_architecture(context.settings, widths), context.settings)
+    trial.target = max(round(0.95 * parameters_outside_embeddings(narrow, context.settings)), smallest)
+    with pytest.raises(LeftOut):
+        trial.sized(found)
+    limit = systems.size_limit(trial, run)["limits.max_params_outside_embeddings"]
+    assert limit == trial.target
+    [student] = SYSTEMS["random search"].students(trial)
+    assert student.facts["changes"]["limits.max_params_outside_embeddings"] == limit
+    size = parameters_outside_embeddings(student.architecture, context.settings)
+    assert abs(size - trial.target) <= 0.02 * trial.target
 
 
 def row(system: str, seed: int, value: float, **changes: Any) -> Row:
