@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import typer
 
@@ -13,6 +13,7 @@ from elm_nni.errors import UserError
 from elm_nni.pipeline.context import Task
 from elm_nni.pipeline.runner import Run, device_name
 from elm_nni.pipeline.store import versions
+from elm_nni.strategies.evolution import Limit
 
 
 def heading(script: str, run: Run) -> list[str]:
@@ -33,6 +34,11 @@ def metric_words(tasks: Sequence[Task]) -> str:
         'mean of accuracy (polarity), accuracy (tweets)'
     """
     return "mean of " * (len(tasks) > 1) + ", ".join(f"{task.data.metric} ({task.name})" for task in tasks)
+
+
+def limit_words(limits: Mapping[str, Limit]) -> str:
+    """The limits of a search, for a sentence."""
+    return ", ".join(f"{name} <= {limit.maximum:g}" for name, limit in limits.items()) or "none"
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common import at_least, checked_names, heading, run_command
+from common import at_least, checked_names, heading, limit_words, run_command
 from growth_signals_results import (
     NO_GROWTH,
     PCA,
@@ -267,7 +267,7 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:
         f"- Inherited: mean over {len(outcomes[0].inherited)} architectures with the supernet's weights, on search "
         f"rows of {', '.join(searched)}. Their blocks are drawn uniformly, the same for all systems of a seed; "
         f"each has its own widths, and all are under the limits "
-        f"({', '.join(f'{name} <= {limit.maximum:g}' for name, limit in limits.items()) or 'none'}).",
+        f"({limit_words(limits)}).",
         f"- Trained: what each run's search and head step gave, its widths scaled to the parameters outside the "
         f"embeddings of {PCA}'s within 2 %, trained from its own first weights ({text_steps} steps on text, "
         f"{retrain.finetune.steps} on each task); score on validation rows. The mean of a system "

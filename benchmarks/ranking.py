@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import at_least, heading, metric_words, run_command
+from common import at_least, heading, limit_words, metric_words, run_command
 from quality.estimate import stage_seconds
 from ranking_results import (
     RESAMPLES,
@@ -182,7 +182,7 @@ def document(runs: Runs, scored: Sequence[Scored], found: Correlations) -> tuple
         *heading("ranking.py", run),
         "",
         f"- Architectures: blocks of the {context.settings.num_layers} layers drawn uniformly under the limits "
-        f"({', '.join(f'{name} <= {limit.maximum:g}' for name, limit in limits.items()) or 'none'}), the same for both "
+        f"({limit_words(limits)}), the same for both "
         "losses; feed-forward widths are those that each loss's supernet grew to. Latency: predicted, "
         f"{run.latency().condition.describe()}.",
         f"- Score: {metric}. Inherited: with the supernet's weights, on search rows. Stand-alone: trained from its own "

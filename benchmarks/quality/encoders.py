@@ -130,8 +130,7 @@ def _size(config: BertConfig) -> int:
 def save_classifier(encoder: StockEncoder, head: nn.Linear, tokenizer: Any, folder: Path) -> None:
     """Writes encoder, tokenizer and head."""
     Teacher(encoder.model, tokenizer=tokenizer).save(folder)
-    bias_C = head.bias.detach().cpu()
-    LinearHead(head.weight.detach().cpu(), bias_C).save(folder / HEAD)
+    LinearHead(head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / HEAD)
 
 
 def load_classifier(folder: Path) -> TeacherClassifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,7 @@ from elm_nni.pipeline.evaluate_stage import onnx_system, predict_rows
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.student_stage import SCORES
 from elm_nni.pipeline.teacher_stage import score
-from quality.trial import Student, Trial
-
-Students = Callable[[Trial], list[Student]]
-Loader = Callable[[str, dict[str, Path], str], Loaded]
+from quality.trial import Loader, Student, Students, Trial
 
 FILE, FACTS = "model-int8.onnx", "facts.json"
 _AXES = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from transformers.utils.logging import disable_progress_bar
 
 from elm_nni.cost.parameters import SIZE_TOLERANCE
@@ -190,7 +190,7 @@ def end_with(parent: int) -> None:
 
 def threads_of(workers: int) -> int:
     """Threads of each of so many processes."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    return max(1, cpu_count() // workers)
 
 
 def check_sizes(trained: list[Line], measured: Mapping[str, Line]) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from elm_nni.cost.parameters import (
 )
 from elm_nni.digest import derive_seed
 from elm_nni.errors import UserError
-from elm_nni.pipeline.evaluate_stage import System as Loaded
 from elm_nni.pipeline.evaluate_stage import elm_system
 from elm_nni.pipeline.runner import Architecture
 from elm_nni.pipeline.search_stage import SUMMARY, make_limits
@@ -31,11 +29,9 @@ from quality.comparison import FULL
 from quality.encoders import load_stock
 from quality.int8 import load_int8, quantised
 from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert
-from quality.trial import SHARED, LeftOut, Student, TracedRun, Trial
+from quality.trial import SHARED, LeftOut, Loader, Student, Students, TracedRun, Trial
 
 Changes = Mapping[str, Any]
-Students = Callable[[Trial], list[Student]]
-Loader = Callable[[str, dict[str, Path], str], Loaded]
 
 RANDOM, BERT, MOBILE = "random architectures", "uniform bert", "uniform mobile"
 UNIFORM = (BERT, MOBILE)

@@ -11,6 +11,7 @@ from typing import Any
 from elm_nni.cost.parameters import match_size, parameters_outside_embeddings
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config
+from elm_nni.pipeline.evaluate_stage import System as Loaded
 from elm_nni.pipeline.run_dir import config_digest
 from elm_nni.pipeline.runner import Architecture, Run
 from elm_nni.pipeline.store import StageResult, StageStore
@@ -135,6 +136,11 @@ class Trial:
         stages["pretrain"] = run.stages[f"{name} pretrain"]
         stages |= {f"finetune {task}": result for task, result in models.items()}
         return Student(models, stages, architecture, facts or {})
+
+
+# How the students of a seed come about; and name, folders by task and device to what can be scored and timed.
+Students = Callable[[Trial], list[Student]]
+Loader = Callable[[str, dict[str, Path], str], Loaded]
 
 
 def _share(first: Run, other: Run) -> None:
