@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from .blocks_elm import (
@@ -33,16 +34,22 @@ from .modeling_elm import (
     ElmForCausalLM,
     ElmForMaskedLM,
     ElmForQuestionAnswering,
+    ElmForSentenceEmbedding,
     ElmForSequenceClassification,
+    ElmForTokenClassification,
     ElmModel,
     ElmPreTrainedModel,
+    ElmSentenceEmbeddingOutput,
 )
+from .vocabulary import select_tokens
 
 AutoConfig.register(ElmConfig.model_type, ElmConfig, exist_ok=True)
-AutoModel.register(ElmConfig, ElmModel, exist_ok=True)
+# The class that a configuration's ``architectures`` names, or else the first.
+AutoModel.register(ElmConfig, (ElmModel, ElmForSentenceEmbedding), exist_ok=True)
 AutoModelForMaskedLM.register(ElmConfig, ElmForMaskedLM, exist_ok=True)
 AutoModelForCausalLM.register(ElmConfig, ElmForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(ElmConfig, ElmForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(ElmConfig, ElmForTokenClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(ElmConfig, ElmForQuestionAnswering, exist_ok=True)
 
 __all__ = [
@@ -58,9 +65,12 @@ __all__ = [
     "ElmForCausalLM",
     "ElmForMaskedLM",
     "ElmForQuestionAnswering",
+    "ElmForSentenceEmbedding",
     "ElmForSequenceClassification",
+    "ElmForTokenClassification",
     "ElmModel",
     "ElmPreTrainedModel",
+    "ElmSentenceEmbeddingOutput",
     "Encoded",
     "FeedForward",
     "MobileBlock",
@@ -71,4 +81,5 @@ __all__ = [
     "init_weights",
     "recorded_attentions",
     "save_with_code",
+    "select_tokens",
 ]

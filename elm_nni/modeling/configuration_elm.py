@@ -38,6 +38,8 @@ class ElmConfig(PreTrainedConfig):
         classifier_dropout: Dropout before a task head; None takes ``hidden_dropout_prob``.
         classifier_pooling: What a sentence is read from: ``"cls"`` (its first valid token), ``"mean"`` (over valid
             tokens) or ``"last"`` (its last valid token). None: ``"last"`` when causal, else ``"cls"``.
+        sentence_embedding_size: Width of a sentence embedding; None: the hidden size, without a projection.
+        normalize_embeddings: Sentence embeddings have length 1.
         pad_token_id: Token of padding; padding itself is told by the attention mask.
         bos_token_id: Token that begins a sequence, read by ``generate``.
         eos_token_id: Token or tokens that end a sequence, read by ``generate``.
@@ -74,6 +76,8 @@ class ElmConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         classifier_dropout: float | None = None,
         classifier_pooling: Literal["cls", "mean", "last"] | None = None,
+        sentence_embedding_size: int | None = None,
+        normalize_embeddings: bool = True,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
@@ -106,6 +110,10 @@ class ElmConfig(PreTrainedConfig):
         if pooling not in _POOLINGS:
             raise ValueError(f"classifier_pooling is {pooling!r}; allowed: {', '.join(_POOLINGS)}")
         self.classifier_pooling = pooling
+        if sentence_embedding_size is not None:
+            sentence_embedding_size = _positive("sentence_embedding_size", sentence_embedding_size)
+        self.sentence_embedding_size = sentence_embedding_size
+        self.normalize_embeddings = normalize_embeddings
         self.pad_token_id = pad_token_id
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id

@@ -254,7 +254,7 @@ def encode(
     num_past = documents_BT.shape[1] - num_tokens
     if position_ids_BT is None:
         position_ids_BT = document_positions(documents_BT, packed=document_ids_BT is not None)[:, num_past:]
-        _check_length(documents_BT.shape[1], position_ids_BT, config.max_position_embeddings)
+    _check_length(documents_BT.shape[1], position_ids_BT, config.max_position_embeddings)
     if token_type_ids_BT is None:
         token_type_ids_BT = torch.zeros_like(input_ids_BT)
 

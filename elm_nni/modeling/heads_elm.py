@@ -13,7 +13,12 @@ IGNORED_LABEL = -100
 
 
 class ElmLMHead(nn.Module):
-    """Hidden states to logits: down to the embedding width, activation, norm, token table, bias."""
+    """Hidden states to logits: down to the embedding width, activation, norm, token table, bias.
+
+    Example:
+        >>> head = ElmLMHead(ElmConfig())
+        >>> logits = nn.functional.linear(head.transform(hidden_BTD), table_VE, head.decoder.bias)
+    """
 
     def __init__(self, config: ElmConfig):
         super().__init__()
@@ -22,8 +27,12 @@ class ElmLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
 
+    def transform(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What the token table is multiplied with, ``(..., E)``: all of the head but table and bias."""
+        return self.norm(self.activation(self.dense(hidden_BTD)))
+
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation(self.dense(hidden_BTD))))
+        return self.decoder(self.transform(hidden_BTD))
 
 
 def pool(hidden_BTD: torch.Tensor, attention_mask_BT: torch.Tensor | None, pooling: str) -> torch.Tensor:

@@ -107,6 +107,8 @@ def test_repeated_selected_and_cropped_cache(model) -> None:
     ],
 )
 def test_generate_with_cache_equals_without(model, settings: dict) -> None:
+    model.double()
+
     def generate(use_cache: bool):
         torch.manual_seed(3)
         return model.generate(
@@ -124,7 +126,7 @@ def test_generate_with_cache_equals_without(model, settings: dict) -> None:
     assert cached.sequences.shape[1] > IDS.shape[1] + 2
     assert torch.equal(cached.sequences, plain.sequences)
     for with_cache, without in zip(cached.logits, plain.logits, strict=True):
-        torch.testing.assert_close(with_cache, without, **TOLERANCE)
+        torch.testing.assert_close(with_cache, without, rtol=1e-9, atol=1e-9)
     assert isinstance(cached.past_key_values, ElmCache)
 
 
@@ -135,19 +137,61 @@ def test_generate_feeds_one_token_a_step(model) -> None:
     assert lengths == [9, 1, 1, 1, 1]
 
 
-def test_left_padding_does_not_change_what_is_generated(model) -> None:
-    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    alone = model.generate(IDS[:1, 4:], attention_mask=torch.ones(1, 5), **settings)[0, 5:]
-    batched = model.generate(IDS, attention_mask=LEFT_PADDED, **settings)[0, 9:]
-    assert torch.equal(batched[: len(alone)], alone)
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_left_padding_does_not_change_what_is_generated(model, num_beams: int) -> None:
+    settings = {"max_new_tokens": 8, "do_sample": False, "num_beams": num_beams, "pad_token_id": 0}
+    batched = model.generate(IDS, attention_mask=LEFT_PADDED, **settings)[:, 9:]
+    for row, mask in enumerate(LEFT_PADDED.bool()):
+        ids = IDS[row : row + 1, mask]
+        alone = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :]
+        assert torch.equal(batched[row, : len(alone)], alone)
+        # Behind the end of a row that stops first is padding.
+        assert batched[row, len(alone) :].eq(0).all()
 
 
-def test_generation_that_crops_or_continues_the_cache(model) -> None:
+def test_sampling_follows_the_seed_and_the_distribution_of_each_row_alone(model) -> None:
+    settings = {"max_new_tokens": 8, "do_sample": True, "eos_token_id": None, "pad_token_id": 0, "temperature": 0.5}
+
+    def sample(seed: int):
+        torch.manual_seed(seed)
+        return model.generate(
+            IDS, attention_mask=LEFT_PADDED, return_dict_in_generate=True, output_scores=True, **settings
+        )
+
+    first = sample(1)
+    assert torch.equal(sample(1).sequences, first.sequences)
+    assert not torch.equal(sample(2).sequences, first.sequences)
+    for row, mask in enumerate(LEFT_PADDED.bool()):
+        new = first.sequences[row, 9:]
+        alone = model(torch.cat([IDS[row, mask], new])[None]).logits[0, mask.sum() - 1 : -1]
+        for step, scores in enumerate(first.scores):
+            # The 50 best are left, as is usual in transformers.
+            kept = scores[row].isfinite()
+            assert kept.sum() == 50
+            assert kept[new[step]]
+            torch.testing.assert_close(scores[row][kept], alone[step][kept] / 0.5, **TOLERANCE)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_stops_at_the_last_position(model, use_cache: bool) -> None:
+    settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": use_cache}
+    full = model.generate(IDS, attention_mask=LEFT_PADDED, max_length=33, **settings)
+    assert full.shape == (2, 33)
+    with pytest.raises(ValueError, match="a sequence has 33 tokens; max_position_embeddings is 32"):
+        model.generate(IDS, attention_mask=LEFT_PADDED, max_length=34, **settings)
+    # Padding takes no position.
+    padded = model.generate(IDS[:1], attention_mask=LEFT_PADDED[:1], max_length=37, **settings)
+    assert torch.equal(padded[:, :33], full[:1])
+
+
+def test_generation_that_crops_or_continues_the_cache(model, randomise) -> None:
     settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = model.generate(IDS[1:], max_new_tokens=14, use_cache=False, **settings)
     # Wrong guesses of the prompt look-up are cropped from the cache.
     looked_up = model.generate(IDS[1:], max_new_tokens=14, prompt_lookup_num_tokens=3, **settings)
     assert torch.equal(looked_up, expected)
+    assistant = randomise(ElmForCausalLM(model.config), seed=1)
+    assert torch.equal(model.generate(IDS[1:], max_new_tokens=14, assistant_model=assistant, **settings), expected)
     cache = ElmCache()
     begun = model.generate(IDS[1:], max_new_tokens=5, past_key_values=cache, **settings)
     assert torch.equal(model.generate(begun, max_new_tokens=9, past_key_values=cache, **settings), expected)

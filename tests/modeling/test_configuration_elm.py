@@ -71,6 +71,7 @@ def test_from_architecture_names_the_missing_label() -> None:
         ({"hidden_dropout_prob": 1.5}, r"hidden_dropout_prob is 1.5; it must lie in \[0, 1\]"),
         ({"classifier_dropout": -0.1}, "classifier_dropout is -0.1"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'; allowed: cls, mean, last"),
+        ({"sentence_embedding_size": 0}, "sentence_embedding_size is 0; it must be a positive integer"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
