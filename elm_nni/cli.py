@@ -244,6 +244,24 @@ def export(
 
 
 @app.command()
+def predict(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the files.")],
+    store: Store = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write prediction files: of GLUE tasks those of a submission, of questions those of SQuAD's scorers.
+
+    Example: elm-nni predict runs/glue --out submission
+    """
+    with _library(verbose):
+        from elm_nni.pipeline.predictions import write_run_predictions
+
+        for file in write_run_predictions(_open(_config_of(run_dir), run_dir, store), out):
+            _say(str(file))
+
+
+@app.command()
 def report(
     folder: RunOrStudy,
     markdown: Annotated[
@@ -393,6 +411,8 @@ def _finish(run: Run) -> None:
 
 def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
     """The table of systems, the interval against TF-IDF and the lines that load the model."""
+    from elm_nni.kinds import KINDS
+
     names = list(results["tasks"])
     lines = ["", f"{'system':<30}" + "".join(f"{name:>12}" for name in names) + f"{'params':>12}{'MB':>8}{'ms':>8}"]
     for row in results["systems"]:
@@ -414,9 +434,10 @@ def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
             f"95 % interval [{found['low']:+.4f}, {found['high']:+.4f}] ({found['resamples']} paired resamples)"
         )
     folder = run_dir / "model" if len(names) == 1 else run_dir / "model" / names[0]
+    auto_class = KINDS[results["tasks"][names[0]]["kind"]].auto_class
     lines += [
-        "", "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-        f'model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)',
+        "", f"from transformers import {auto_class}, AutoTokenizer",
+        f'model = {auto_class}.from_pretrained("{folder}", trust_remote_code=True)',
         f'tokenizer = AutoTokenizer.from_pretrained("{folder}")', "",
     ]  # fmt: skip
     return lines

@@ -72,6 +72,11 @@ class SpaceSettings:
 
 PRESETS: dict[str, SpaceSettings] = {
     "elm-small": SpaceSettings(),
+    "elm-causal-small": SpaceSettings(is_causal=True, pooling="last"),
+    "elm-causal-nano": SpaceSettings(
+        num_layers=6, hidden_size=192, bottleneck_size=48, ffn_start=48, ffn_step=48, ffn_max=384, is_causal=True,
+        pooling="last",
+    ),
     "elm-tiny": SpaceSettings(num_layers=6),
     "elm-micro": SpaceSettings(
         num_layers=6, hidden_size=192, bottleneck_size=48, ffn_start=48, ffn_step=48, ffn_max=384

@@ -6,7 +6,6 @@ Shape suffixes: B batch, T tokens, D hidden, H heads, K head_dim, C = H * K chan
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,15 +20,9 @@ from transformers import PreTrainedModel
 
 from elm_nni.analysis.cka import HeadSimilarity
 from elm_nni.distillation.taps import Taps
-from elm_nni.errors import UserError
-from elm_nni.modeling import (
-    ElmForCausalLM,
-    ElmForMaskedLM,
-    ElmForQuestionAnswering,
-    ElmForSequenceClassification,
-    ElmModel,
-    ElmPreTrainedModel,
-)
+from elm_nni.errors import UserError, first_line
+from elm_nni.modeling import ElmModel, ElmPreTrainedModel
+from elm_nni.modeling.saved import load_saved
 from elm_nni.search_spaces.architecture import architecture_digest
 from elm_nni.strategies.elm_heads import ElmHeads, slice_heads
 from elm_nni.strategies.head_plan import (
@@ -54,16 +47,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Fewer sequences than this make CKA noisy.
 MIN_SEQUENCES = 512
-_CLASSES: dict[str, type[ElmPreTrainedModel]] = {
-    one.__name__: one
-    for one in (
-        ElmModel,
-        ElmForMaskedLM,
-        ElmForCausalLM,
-        ElmForSequenceClassification,
-        ElmForQuestionAnswering,
-    )
-}
 
 __all__ = [
     "MIN_SEQUENCES",
@@ -244,13 +227,10 @@ def load_pruned(folder: str | os.PathLike[str]) -> PreTrainedModel:
     config_path = Path(folder) / "config.json"
     if not config_path.is_file():
         raise UserError(f"{folder} has no config.json; it must be a folder that save_pruned wrote")
-    names = json.loads(config_path.read_text(encoding="utf-8")).get("architectures") or []
-    if len(names) != 1 or names[0] not in _CLASSES:
-        raise UserError(
-            f"{config_path} names the classes {names}; it must be one of {', '.join(_CLASSES)}, "
-            f"or {MAP_FILE} of save_pruned must be beside it"
-        )
-    return _CLASSES[names[0]].from_pretrained(Path(folder)).eval()
+    try:
+        return load_saved(folder).eval()
+    except ValueError as error:
+        raise UserError(f"{first_line(error)}, or {MAP_FILE} of save_pruned must be beside it") from error
 
 
 def heads_of(model: nn.Module) -> ElmHeads | StockHeads:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import nni
 import torch
@@ -14,11 +15,12 @@ from nni.mutable import Mutable
 from nni.nas.evaluator import MutableEvaluator
 from torch import nn
 
-from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
-from elm_nni.data.metrics import compute_metric, predictions_of
+from elm_nni.data.batches import TaskRows
+from elm_nni.data.outputs import RowBatches
 from elm_nni.data.tasks import TaskData, load_task, split_search_validation
-from elm_nni.distillation.student import pooled_output
+from elm_nni.distillation.student import StudentConfig, last_hidden
 from elm_nni.distillation.teacher import Teacher
+from elm_nni.kinds import KINDS
 from elm_nni.strategies.supernet_files import inherit_weights, load_head
 
 
@@ -70,9 +72,13 @@ class SupernetFitness(MutableEvaluator):
         data, rows = _search_rows(self.task, self.tokenizer, self.rows, self.max_length, self.seed)
         head = load_head(data.name, folder).eval()
         model.eval()
-        batches, order = evaluation_batches(rows, data.name)
-        logits_NC = in_row_order(torch.cat([head(pooled_output(model, batch)) for batch in batches]), order)
-        metric = compute_metric(data.metric, predictions_of(logits_NC, data.kind), rows.labels)
+        kind, pooling = KINDS[data.kind], cast(StudentConfig, model.config).classifier_pooling
+
+        def logits_of(batch: dict[str, Any]) -> torch.Tensor:
+            return head(kind.features(last_hidden(model, batch), batch, pooling))
+
+        outputs = RowBatches(rows, data.name).outputs(logits_of)
+        metric = kind.scores((data.metric,), outputs, rows, data.label_names)[data.metric]
         nni.report_final_result(metric)
         return metric
 

@@ -110,7 +110,7 @@ def test_versions_are_those_of_the_constraints() -> None:
 def test_links_lead_to_files() -> None:
     for name in (
         "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/configuration.md", "docs/method.md", "docs/nni.md",
-        "docs/tuning.md",
+        "docs/tasks.md", "docs/tuning.md",
     ):  # fmt: skip
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):

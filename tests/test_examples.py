@@ -1,6 +1,7 @@
 """The examples do what they say, started from a folder that is not theirs."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elm_nni.pipeline.config import load_config
 
@@ -46,6 +48,27 @@ def test_every_optuna_example_is_in_its_table():
     table = (EXAMPLES / "optuna" / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE))
     assert named == {path.name for path in (EXAMPLES / "optuna").iterdir() if path.name[0] not in "_.R"}
+
+
+def test_a_causal_teacher_learns_its_text(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "teacher"
+    sentences = ["the film was long", "the plot was thin", "an actor was lost", "the end was near"]
+    text.write_text("\n".join(sentences[number % 4] for number in range(4000)), encoding="utf-8")
+    small = {
+        "steps": 60, "vocabulary": 300, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch-size": 8, "lr": 1e-2,
+        "held-out": 256,
+    }  # fmt: skip
+    options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    printed = run(tmp_path, "causal_teacher.py", str(out), "--corpus", str(text), *options)
+    facts = json.loads(printed.splitlines()[-1])
+    # of five tokens or so the first is free and one more is uncertain
+    assert facts["held-out perplexity"] < 10
+    assert facts["held-out rows"] == 256
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert facts["parameters"] == model.num_parameters()
+    assert tokenizer.decode(tokenizer("the café, 7 films")["input_ids"]) == "the café, 7 films"
+    # its checkpoints are gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "teacher", "text.txt", "work"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 # A part may import from parts below its own level, and from itself; those of the first row also from each other.
 LEVELS = (
-    {"analysis", "data", "distillation", "modeling"},
+    {"analysis", "data", "distillation", "kinds", "modeling"},
     {"search_spaces"},
     {"cost"},
     {"strategies", "export", "report"},

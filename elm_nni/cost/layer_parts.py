@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from elm_nni.cost.runtimes import Part
 from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.encoder_elm import encode, visible
 from elm_nni.modeling.heads_elm import pool
-from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
+from elm_nni.modeling.modeling_elm import ElmForCausalLM, ElmForSequenceClassification
 from elm_nni.search_spaces.architecture import SpaceSettings
 
 # Whole models measured beside the layers, to find what a layer takes beyond its entry.
@@ -29,7 +30,7 @@ _HEAD_AXES = {"hidden": {0: "batch", 1: "length"}, "attention_mask": {0: "batch"
 
 
 class Model(nn.Module):
-    """A model of transformers with tensors in and one tensor out, its first.
+    """A model of transformers with tensors in and one tensor out, its first; of a causal one the last token's logits.
 
     Example:
         >>> Model(model)(input_ids_BT, attention_mask_BT).shape
@@ -39,9 +40,11 @@ class Model(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        known = inspect.signature(model.forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options)[0]
 
 
 class SpaceParts:
@@ -68,7 +71,9 @@ class SpaceParts:
         self.condition = condition
         self.blocks = blocks
         self.heads = full_heads(settings, blocks)
-        shell = ElmForSequenceClassification(_one_layer_config(settings))
+        # a causal model is timed as it begins to generate: all tokens, and logits of the last
+        whole = ElmForCausalLM if settings.is_causal else ElmForSequenceClassification
+        shell = whole(_one_layer_config(settings))
         self.config = shell.config
         self.shell = self._ready(shell)
         self.ids = model_inputs(condition, settings.vocab_size)
@@ -79,7 +84,9 @@ class SpaceParts:
         head_inputs = {"hidden": hidden_BTD, "attention_mask": mask_BT}
         self.parts: dict[str, Part] = {
             EMBEDDING: Part(_Embedding(self.shell), self.ids, group="ids"),
-            HEAD: Part(_Head(self.shell), head_inputs, _HEAD_AXES),
+            HEAD: Part(
+                _LastTokenHead(self.shell) if settings.is_causal else _Head(self.shell), head_inputs, _HEAD_AXES
+            ),
         }
         for name, (num_heads, head_dim) in self.heads.items():
             sizes = [(width, num_heads) for width in widths] + [(min(widths), count) for count in pruned]
@@ -130,7 +137,7 @@ class _Layer(nn.Module):
 class _Embedding(nn.Module):
     """Masks and trigram embedding; a graph drops the masks, which no layer reads here."""
 
-    def __init__(self, shell: ElmForSequenceClassification):
+    def __init__(self, shell: ElmForCausalLM | ElmForSequenceClassification):
         super().__init__()
         self.embeddings, self.config = shell.elm.embeddings, shell.config
 
@@ -145,6 +152,16 @@ class _Head(nn.Module):
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.classifier(pool(hidden, attention_mask, self.pooling))
+
+
+class _LastTokenHead(nn.Module):
+    def __init__(self, shell: ElmForCausalLM):
+        super().__init__()
+        self.lm_head = shell.lm_head
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits_B1V: torch.Tensor = self.lm_head(hidden[:, -1:])
+        return logits_B1V
 
 
 def _one_layer_config(settings: SpaceSettings) -> ElmConfig:

@@ -1,19 +1,24 @@
-"""Which rows form the batch of a step, as a function of (seed, stage, step), and the rows of a task as tensors."""
+"""Which rows form the batch of a step, as a function of (seed, stage, step)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import Sampler
 
+from elm_nni.data.task_rows import TaskRows
 from elm_nni.digest import derive_seed
 
-# Shape suffixes: B batch, T tokens, N samples.
+__all__ = [
+    "EVALUATION_BATCH",
+    "BucketBatchSampler",
+    "StepBatchSampler",
+    "TaskRows",
+    "sorted_batches",
+]
+
+# Shape suffixes: N samples.
 
 EVALUATION_BATCH = 64
 
@@ -167,112 +172,3 @@ def sorted_batches(lengths: ArrayLike, batch_size: int) -> list[list[int]]:
     _require("batch_size", batch_size, 1)
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist()
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-class TaskRows(Dataset[dict[str, torch.Tensor]]):
-    """The rows of a task split, tokenised once and kept in memory without padding.
-
-    Pairs are cut at the end of the longer text; ``token_type_ids`` are there for pairs where the tokenizer has them.
-    Use ``DataLoader(rows, batch_sampler=..., collate_fn=rows.collate)``, or ``rows.batch(indices)`` at once.
-
-    Args:
-        rows: columns ``text``, for pairs ``text_pair``, and ``label`` (int for classes, float for regression).
-        tokenizer: a tokenizer of transformers.
-        max_length: tokens a row is cut to, special tokens counted.
-        multiple_of: a batch is padded to the next multiple of this many tokens (8 suits GPUs), at most ``max_length``.
-
-    Raises:
-        ValueError: ``max_length`` < 8 or ``multiple_of`` < 1.
-
-    Example:
-        >>> rows = TaskRows(load_task("polarity").test, tokenizer, max_length=64)  # doctest: +SKIP
-        >>> rows.batch([0, 1])["input_ids"].shape  # doctest: +SKIP
-        torch.Size([2, 31])
-    """
-
-    def __init__(
-        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, multiple_of: int = 1
-    ) -> None:
-        _require("max_length", max_length, 8)
-        _require("multiple_of", multiple_of, 1)
-        self.max_length, self.multiple_of = max_length, multiple_of
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        is_pair = "text_pair" in rows.column_names
-        encoded = tokenizer(
-            rows["text"][:],
-            rows["text_pair"][:] if is_pair else None,
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-        )
-        self.lengths = np.asarray([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        self._ends = np.cumsum(self.lengths)
-        self._input_ids = _flat(encoded["input_ids"], np.int32)
-        has_types = is_pair and "token_type_ids" in encoded
-        self._token_types = _flat(encoded["token_type_ids"], np.uint8) if has_types else None
-        self.labels = torch.tensor(rows["label"][:])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def _slice(self, flat: NDArray, index: int) -> torch.Tensor:
-        end = self._ends[index]
-        return torch.from_numpy(flat[end - self.lengths[index] : end].astype(np.int64))
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One row: ``input_ids`` (T,), for pairs ``token_type_ids`` (T,), and ``labels`` ()."""
-        row = {"input_ids": self._slice(self._input_ids, index), "labels": self.labels[index]}
-        if self._token_types is not None:
-            row["token_type_ids"] = self._slice(self._token_types, index)
-        return row
-
-    def collate(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pads rows on the right to the longest.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and for pairs ``token_type_ids``, int64 (B, T); ``labels`` (B,).
-        """
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = max(longest, min(-(-longest // self.multiple_of) * self.multiple_of, self.max_length))
-        input_ids_BT = torch.full((len(rows), width), self.pad_id)
-        mask_BT = torch.zeros_like(input_ids_BT)
-        types_BT = torch.zeros_like(input_ids_BT)
-        for number, row in enumerate(rows):
-            length = len(row["input_ids"])
-            input_ids_BT[number, :length] = row["input_ids"]
-            mask_BT[number, :length] = 1
-            if self._token_types is not None:
-                types_BT[number, :length] = row["token_type_ids"]
-        batch = {"input_ids": input_ids_BT, "attention_mask": mask_BT}
-        if self._token_types is not None:
-            batch["token_type_ids"] = types_BT
-        return batch | {"labels": torch.stack([row["labels"] for row in rows])}
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The padded batch of some rows, as ``collate`` makes it."""
-        return self.collate([self[index] for index in indices])
-
-
-def evaluation_batches(
-    rows: TaskRows, name: str, indices: Sequence[int] | None = None
-) -> tuple[list[dict[str, Any]], torch.Tensor]:
-    """Length-sorted batches of all rows, or of those of ``indices``, each with its task's name.
-
-    Returns:
-        The batches, and the place of each of their rows among the rows asked for, (N,).
-    """
-    chosen = np.arange(len(rows)) if indices is None else np.asarray(indices, dtype=np.int64)
-    order = sorted_batches(rows.lengths[chosen], EVALUATION_BATCH)
-    batches = [{**rows.batch(chosen[places].tolist()), "task": name} for places in order]
-    return batches, torch.tensor([place for places in order for place in places])
-
-
-def in_row_order(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Undoes the sorting by length of :func:`evaluation_batches`."""
-    result = torch.empty_like(values)
-    result[order] = values
-    return result
-
-
-def _flat(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> NDArray:
-    return np.concatenate([np.asarray(row, dtype=dtype) for row in rows])

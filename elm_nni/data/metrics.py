@@ -13,15 +13,30 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sklearn.pipeline import make_pipeline
 
-# Shape suffixes: N samples.
+from elm_nni.data.entities import entity_f1
+
+# Shape suffixes: N samples, C labels, M tokens of all samples one after the other.
+
+Kind = Literal["classification", "regression", "multi_label", "token_classification", "question_answering"]
+
+# The label of a token that does not count: what torch's cross entropy leaves out.
+UNCOUNTED = -100
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: larger is better. ``function(predictions_N, labels_N)`` returns a float."""
+    """A score: larger is better. ``function(predictions, labels)`` returns a float.
 
-    kind: Literal["classification", "regression"]
-    function: Callable[[NDArray, NDArray], float]
+    A function of entities takes ``lengths`` and ``label_names`` too.
+    """
+
+    kind: Kind
+    function: Callable[..., float]
+    of_entities: bool = False
+
+
+def _accuracy(predictions_N: NDArray, labels_N: NDArray) -> float:
+    return float(accuracy_score(labels_N, predictions_N))
 
 
 def _f1(predictions_N: NDArray, labels_N: NDArray) -> float:
@@ -41,34 +56,152 @@ def _correlation(function: Callable) -> Callable[[NDArray, NDArray], float]:
     return score
 
 
+def _mean(*functions: Callable[[NDArray, NDArray], float]) -> Callable[[NDArray, NDArray], float]:
+    return lambda predictions_N, labels_N: float(np.mean([one(predictions_N, labels_N) for one in functions]))
+
+
+def _hits(predictions_NC: NDArray, labels_NC: NDArray) -> tuple[NDArray, NDArray]:
+    # by hand: scikit-learn takes one label (N, 1) for two classes
+    return 2.0 * (predictions_NC * labels_NC).sum(0), (predictions_NC + labels_NC).sum(0)
+
+
+def _f1_micro(predictions_NC: NDArray, labels_NC: NDArray) -> float:
+    hits_C, given_C = _hits(predictions_NC, labels_NC)
+    return float(hits_C.sum() / max(given_C.sum(), 1))
+
+
+def _f1_macro(predictions_NC: NDArray, labels_NC: NDArray) -> float:
+    hits_C, given_C = _hits(predictions_NC, labels_NC)
+    return float((hits_C / np.maximum(given_C, 1)).mean())
+
+
+def _subset_accuracy(predictions_NC: NDArray, labels_NC: NDArray) -> float:
+    return float((predictions_NC == labels_NC).all(1).mean())
+
+
+_pearson, _spearman = _correlation(stats.pearsonr), _correlation(stats.spearmanr)
+
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("classification", lambda predictions, labels: float(accuracy_score(labels, predictions))),
+    "accuracy": Metric("classification", _accuracy),
     "f1": Metric("classification", _f1),
+    "f1_accuracy": Metric("classification", _mean(_f1, _accuracy)),
     "matthews": Metric("classification", lambda predictions, labels: float(matthews_corrcoef(labels, predictions))),
-    "pearson": Metric("regression", _correlation(stats.pearsonr)),
-    "spearman": Metric("regression", _correlation(stats.spearmanr)),
+    "pearson": Metric("regression", _pearson),
+    "spearman": Metric("regression", _spearman),
+    "pearson_spearman": Metric("regression", _mean(_pearson, _spearman)),
+    "f1_micro": Metric("multi_label", _f1_micro),
+    "f1_macro": Metric("multi_label", _f1_macro),
+    "subset_accuracy": Metric("multi_label", _subset_accuracy),
+    "entity_f1": Metric("token_classification", entity_f1, of_entities=True),
+    "token_accuracy": Metric("token_classification", _accuracy),
+}
+
+# What a task of a kind is searched for, and what is reported beside it, unless the task says otherwise.
+MAIN_METRICS: dict[str, str] = {
+    "classification": "accuracy",
+    "regression": "spearman",
+    "multi_label": "f1_micro",
+    "token_classification": "entity_f1",
+}
+FURTHER_METRICS: dict[str, tuple[str, ...]] = {
+    "multi_label": ("f1_micro", "f1_macro", "subset_accuracy"),
+    "token_classification": ("entity_f1", "token_accuracy"),
 }
 
 
-def predictions_of(logits: ArrayLike, kind: Literal["classification", "regression"]) -> NDArray:
-    """Class ids (N,) of logits (N, C), or the values (N,) of a regression's (N, 1)."""
-    logits_NC = np.asarray(logits)
-    return logits_NC.argmax(-1) if kind == "classification" else logits_NC.squeeze(-1)
+def metrics_of(kind: str) -> tuple[str, ...]:
+    """Names of the metrics that fit a kind of task.
+
+    Example:
+        >>> metrics_of("regression")
+        ('pearson', 'spearman', 'pearson_spearman')
+    """
+    return tuple(name for name, metric in METRICS.items() if metric.kind == kind)
 
 
-def compute_metric(name: str, predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Score of predicted class ids or values against the labels; larger is better.
+def predictions_of(logits: ArrayLike, kind: Kind) -> NDArray:
+    """What logits predict, as :func:`compute_metric` takes it.
+
+    Returns:
+        Ids (N,) of logits (N, C) for classes and (M,) of (M, C) for tags; 0 or 1 (N, C) for several labels, 1 where
+        the logit is above zero (a probability above one half); values (N,) of a regression's (N, 1).
+
+    Raises:
+        ValueError: another kind; the answer to a question is a text.
+
+    Example:
+        >>> predictions_of([[0.3, -2.0], [0.1, 0.2]], "multi_label").tolist()
+        [[1, 0], [1, 1]]
+    """
+    if kind not in MAIN_METRICS:
+        raise ValueError(f"kind must be one of {', '.join(MAIN_METRICS)}, got {kind!r}")
+    values = np.asarray(logits)
+    if kind == "multi_label":
+        return (values > 0).astype(np.int64)
+    return values.squeeze(-1) if kind == "regression" else values.argmax(-1)
+
+
+def _check(name: str, predictions: NDArray, labels: NDArray) -> None:
+    kind = METRICS[name].kind
+    axes = "(N, C)" if kind == "multi_label" else "(N,)"
+    if predictions.shape != labels.shape or labels.ndim != (2 if kind == "multi_label" else 1):
+        raise ValueError(
+            f"predictions and labels must have one shape {axes}, got {predictions.shape} and {labels.shape}"
+        )
+    fewest = 2 if kind == "regression" else 1
+    if len(labels) < fewest:
+        raise ValueError(f"{name} needs at least {fewest} rows, got {len(labels)}")
+    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
+        raise ValueError(f"{name} of predictions or labels that are NaN or infinite")
+    if kind == "multi_label" and not (np.isin(predictions, (0, 1)).all() and np.isin(labels, (0, 1)).all()):
+        raise ValueError(f"{name} takes predictions and labels of 0 and 1 alone")
+
+
+def _token_score(
+    name: str, predictions_M: NDArray, labels_M: NDArray, lengths: ArrayLike | None, label_names: Sequence[str]
+) -> float:
+    counted_M = labels_M != UNCOUNTED
+    if not counted_M.any():
+        raise ValueError(f"{name} needs at least 1 token that counts, got 0")
+    metric = METRICS[name]
+    if not metric.of_entities:
+        return metric.function(predictions_M[counted_M], labels_M[counted_M])
+    if lengths is None or not label_names:
+        raise ValueError(f"{name} needs lengths and label_names")
+    ends_N = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    if len(ends_N) == 0 or ends_N[-1] != len(labels_M):
+        raise ValueError(f"lengths must add up to the {len(labels_M)} tokens, got {ends_N[-1] if len(ends_N) else 0}")
+    counted_before = np.concatenate([[0], np.cumsum(counted_M)])
+    counted_N = np.diff(counted_before[np.concatenate([[0], ends_N])])
+    return metric.function(predictions_M[counted_M], labels_M[counted_M], lengths=counted_N, label_names=label_names)
+
+
+def compute_metric(
+    name: str,
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    label_names: Sequence[str] = (),
+) -> float:
+    """Score of predictions against the labels; larger is better.
 
     F1 is that of class 1 for two classes and the mean over classes for more. Constant predictions have zero
-    correlation.
+    correlation. Of several labels, micro-F1 counts all of them together, macro-F1 is the mean over the labels (0 for
+    one that is neither given nor predicted), and subset accuracy takes rows that are right in every label; F1 is 0
+    where nothing is given or predicted. Tokens labelled -100 do not count, whatever is predicted there.
 
     Args:
         name: a key of ``METRICS``.
-        predictions: (N,) class ids, or floats for pearson and spearman.
-        labels: (N,) likewise.
+        predictions: (N,) class ids, or floats for the correlations; (N, C) of 0 and 1 for several labels; (M,) ids of
+            tags, the tokens of all rows one after the other.
+        labels: likewise.
+        lengths: (N,) tokens of each row, for ``entity_f1``, whose entities end with their row.
+        label_names: (C,) the tags in order of their ids, for ``entity_f1``.
 
     Raises:
-        ValueError: unknown name, shapes that differ or are not (N,), N = 0 (2 for correlations), or NaN.
+        ValueError: unknown name, other shapes than these, N = 0 (2 for correlations), no token that counts, NaN, or
+            lengths or names that are missing or do not fit.
 
     Example:
         >>> compute_metric("accuracy", [1, 0, 1, 1], [1, 0, 0, 1])
@@ -76,17 +209,28 @@ def compute_metric(name: str, predictions: ArrayLike, labels: ArrayLike) -> floa
     """
     if name not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name!r}")
-    predictions_N, labels_N = np.asarray(predictions), np.asarray(labels)
-    if predictions_N.shape != labels_N.shape or labels_N.ndim != 1:
-        raise ValueError(
-            f"predictions and labels must have one shape (N,), got {predictions_N.shape} and {labels_N.shape}"
-        )
-    fewest = 1 if METRICS[name].kind == "classification" else 2
-    if len(labels_N) < fewest:
-        raise ValueError(f"{name} needs at least {fewest} rows, got {len(labels_N)}")
-    if not (np.isfinite(predictions_N).all() and np.isfinite(labels_N).all()):
-        raise ValueError(f"{name} of predictions or labels that are NaN or infinite")
-    return METRICS[name].function(predictions_N, labels_N)
+    predicted, given = np.asarray(predictions), np.asarray(labels)
+    _check(name, predicted, given)
+    if METRICS[name].kind == "token_classification":
+        return _token_score(name, predicted, given, lengths, label_names)
+    return METRICS[name].function(predicted, given)
+
+
+def compute_metrics(
+    names: Sequence[str],
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    label_names: Sequence[str] = (),
+) -> dict[str, float]:
+    """Several scores of the same predictions, by name; otherwise as :func:`compute_metric`.
+
+    Example:
+        >>> compute_metrics(("f1", "accuracy"), [1, 0, 1, 1], [1, 0, 0, 1])
+        {'f1': 0.8, 'accuracy': 0.75}
+    """
+    return {name: compute_metric(name, predictions, labels, lengths=lengths, label_names=label_names) for name in names}
 
 
 def paired_bootstrap(

@@ -23,7 +23,7 @@ from elm_nni.distillation.features import Features
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "multi_label"]
 
 # Weight of the penalty per sample, from almost none to strong; one grid for both kinds.
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -94,12 +94,13 @@ def fit_linear_head(
 
     The validation part is a seeded tenth of the rows, stratified where every class allows it. Features are standardised
     for the fit; the head takes them as they are. A class without a row keeps a logit of practically no probability.
+    With several labels a row each is a logistic regression of its own, with a penalty of its own.
 
     Args:
         features_ND: (N, D).
-        labels_N: class numbers (N,), or targets (N,) or (N, C) for a regression.
-        num_labels: number of classes or of regression targets.
-        kind: ``classification`` or ``regression``.
+        labels_N: class numbers (N,), targets (N,) or (N, C) for a regression, or 0 and 1 (N, C) for several labels.
+        num_labels: number of classes, labels or regression targets.
+        kind: ``classification``, ``regression`` or ``multi_label``.
         seed: of the split.
 
     Raises:
@@ -111,8 +112,8 @@ def fit_linear_head(
         head = fit_linear_head(features_ND, labels_N, num_labels=2, seed=0)
         head(features_ND).argmax(1)
     """
-    if kind not in ("classification", "regression"):
-        raise ValueError(f"kind={kind!r}: must be 'classification' or 'regression'")
+    if kind not in _FITS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(_FITS)}")
     if features_ND.ndim != 2 or len(labels_N) != len(features_ND):
         raise ValueError(f"features {tuple(features_ND.shape)}, {len(labels_N)} labels: must be (N, D) and N")
     if len(features_ND) < 10:
@@ -120,9 +121,8 @@ def fit_linear_head(
     features = features_ND.detach().cpu().double().numpy()
     labels = labels_N.detach().cpu().numpy()
     scaler = StandardScaler().fit(features)
-    fit = _fit_classifier if kind == "classification" else _fit_regression
     _check_labels(labels, num_labels, kind)
-    weight_CD, bias_C = fit(scaler.transform(features), labels, num_labels, seed)
+    weight_CD, bias_C = _FITS[kind](scaler.transform(features), labels, num_labels, seed)
     weight_CD = weight_CD / scaler.scale_
     bias_C = bias_C - weight_CD @ scaler.mean_
     return LinearHead(torch.from_numpy(weight_CD).float(), torch.from_numpy(bias_C).float())
@@ -133,7 +133,8 @@ class TeacherClassifier:
 
     Args:
         teacher: gives the features.
-        head: fitted on the mean-pooled last layer.
+        head: fitted on the mean-pooled last layer, or on its tokens.
+        per_token: the head reads every token: logits are (B, T, C).
 
     Raises:
         ValueError: the head is of another width.
@@ -144,11 +145,10 @@ class TeacherClassifier:
         classifier.logits(ids_BT, mask_BT)   # (B, 2)
     """
 
-    def __init__(self, teacher: Teacher, head: LinearHead) -> None:
+    def __init__(self, teacher: Teacher, head: LinearHead, *, per_token: bool = False) -> None:
         if head.weight_CD.shape[1] != teacher.width:
             raise ValueError(f"head of width {head.weight_CD.shape[1]}: must be the teacher's, {teacher.width}")
-        self.teacher = teacher
-        self.head = head
+        self.teacher, self.head, self.per_token = teacher, head, per_token
 
     @property
     def num_labels(self) -> int:
@@ -157,9 +157,10 @@ class TeacherClassifier:
     def features_and_logits(
         self, input_ids: Tensor, attention_mask: Tensor, *, token_type_ids: Tensor | None = None
     ) -> tuple[Features, Tensor]:
-        """Features as of ``Teacher.features``, and logits (B, C), without gradient."""
+        """Features as of ``Teacher.features``, and logits, without gradient."""
         features = self.teacher.features(input_ids, attention_mask, token_type_ids=token_type_ids)
-        return features, self.head(mean_pool(features.hidden[-1], attention_mask))
+        last_BTD = features.hidden[-1]
+        return features, self.head(last_BTD if self.per_token else mean_pool(last_BTD, attention_mask))
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, *, token_type_ids: Tensor | None = None
@@ -172,11 +173,13 @@ _Fitted = tuple[np.ndarray, np.ndarray]
 
 
 def _check_labels(labels: np.ndarray, num_labels: int, kind: Kind) -> None:
-    if kind == "regression":
+    if kind != "classification":
         if labels.reshape(len(labels), -1).shape[1] != num_labels:
-            raise ValueError(f"labels have shape {labels.shape}: must be num_labels={num_labels} targets a row")
+            raise ValueError(f"labels have shape {labels.shape}: must be num_labels={num_labels} a row")
         if not np.isfinite(labels).all():
-            raise UserError("regression labels hold NaN or infinity: must be finite numbers")
+            raise UserError(f"{kind} labels hold NaN or infinity: must be finite numbers")
+        if kind == "multi_label" and not np.isin(labels, (0, 1)).all():
+            raise ValueError("labels of kind multi_label must be 0 or 1")
         return
     if labels.min() < 0 or labels.max() >= num_labels:
         raise UserError(f"labels range over {labels.min()}..{labels.max()}: must be in 0..{num_labels - 1}")
@@ -215,6 +218,23 @@ def _fit_regression(features: np.ndarray, labels: np.ndarray, num_labels: int, s
 
     model = _select(fit, score, _split(len(targets), None, seed), None)
     return model.coef_.reshape(num_labels, -1), np.broadcast_to(model.intercept_, num_labels).copy()
+
+
+def _fit_multi_label(features: np.ndarray, labels: np.ndarray, num_labels: int, seed: int) -> _Fitted:
+    weight, bias = np.zeros((num_labels, features.shape[1])), np.zeros(num_labels)
+    for label, holds in enumerate(labels.astype(np.int64).T):
+        if len(np.unique(holds)) < 2:
+            bias[label] = _UNSEEN_LOGIT if holds[0] == 0 else -_UNSEEN_LOGIT
+            continue
+        # the probability of a label is the sigmoid of the difference of the two classes' logits
+        pair, offsets = _fit_classifier(features, holds, 2, seed)
+        weight[label], bias[label] = pair[1] - pair[0], offsets[1] - offsets[0]
+    return weight, bias
+
+
+_FITS: dict[str, Callable[[np.ndarray, np.ndarray, int, int], _Fitted]] = {
+    "classification": _fit_classifier, "regression": _fit_regression, "multi_label": _fit_multi_label,
+}  # fmt: skip
 
 
 def _split(num_rows: int, stratify: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -92,13 +92,15 @@ def mse_feature_loss(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor |
 
 
 def relational_logit_loss(
-    student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0
-) -> Tensor:
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0,
+    independent: bool = False,
+) -> Tensor:  # fmt: skip
     """tau^2 (beta inter + gamma intra) on softened class probabilities (DIST, arXiv 2205.10536, section 4).
 
     ``inter`` is 1 - the mean Pearson correlation of the rows (classes of a sample), ``intra`` the same of the columns
     (samples of a class). Rows or columns that are constant in student or teacher are left out; a term with none
     left is 0 without gradient. With two classes the rows correlate by 1 or -1 and only ``intra`` has a gradient.
+    ``independent``: the outputs are labels of which any number may hold, each with a probability of its own (sigmoid).
 
     Raises:
         ValueError: shapes differ or are not (B, C); ``tau`` not positive; ``beta`` or ``gamma`` negative.
@@ -111,14 +113,19 @@ def relational_logit_loss(
     for name, value in (("beta", beta), ("gamma", gamma)):
         if value < 0:
             raise ValueError(f"{name}={value}: must be at least 0")
-    student_BC, teacher_BC = ((logits / tau).softmax(1) for logits in _widened(student_logits_BC, teacher_logits_BC))
-    inter = _correlation_distance(student_BC, teacher_BC)
-    intra = _correlation_distance(student_BC.T, teacher_BC.T)
+    logits = (logits / tau for logits in _widened(student_logits_BC, teacher_logits_BC))
+    student_BC, teacher_BC = (each.sigmoid() if independent else each.softmax(1) for each in logits)
+    inter = correlation_distance(student_BC, teacher_BC)
+    intra = correlation_distance(student_BC.T, teacher_BC.T)
     return tau**2 * (beta * inter + gamma * intra)
 
 
-def kl_logit_loss(student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, tau: float = 1.0) -> Tensor:
+def kl_logit_loss(
+    student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, tau: float = 1.0, independent: bool = False
+) -> Tensor:
     """tau^2 KL(teacher || student) of softened probabilities, mean over samples; the baseline (Hinton et al., 2015).
+
+    ``independent``: the outputs are labels with a probability of its own each; their divergences are summed.
 
     Raises:
         ValueError: shapes differ or are not (B, C), or ``tau`` is not positive.
@@ -128,10 +135,11 @@ def kl_logit_loss(student_logits_BC: Tensor, teacher_logits_BC: Tensor, *, tau: 
         kl_logit_loss(student_logits_BC, teacher_logits_BC, tau=4.0).backward()
     """
     _check_logits(student_logits_BC, teacher_logits_BC, tau)
-    student_BC, teacher_BC = (
-        (logits / tau).log_softmax(1) for logits in _widened(student_logits_BC, teacher_logits_BC)
+    student_BCK, teacher_BCK = (
+        _log_probabilities(logits / tau, independent) for logits in _widened(student_logits_BC, teacher_logits_BC)
     )
-    return tau**2 * functional.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
+    total = functional.kl_div(student_BCK, teacher_BCK, reduction="sum", log_target=True)
+    return tau**2 * total / max(len(student_BCK), 1)
 
 
 def _checked(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +164,13 @@ def _check_logits(student_BC: Tensor, teacher_BC: Tensor, tau: float) -> None:
         raise ValueError(f"{shapes}: must be the same (B, C)")
     if not tau > 0:
         raise ValueError(f"tau={tau}: must be above 0")
+
+
+def _log_probabilities(logits_BC: Tensor, independent: bool) -> Tensor:
+    """Of the classes, (B, C); of independent labels of each holding and not, (B, C, 2)."""
+    if independent:
+        return torch.stack([functional.logsigmoid(logits_BC), functional.logsigmoid(-logits_BC)], dim=-1)
+    return logits_BC.log_softmax(1)
 
 
 def _widened(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,8 +198,13 @@ def _mean_square(x_BTD: Tensor, count_B1: Tensor) -> Tensor:
     return x_BTD.square().sum(1) / count_B1.clamp(min=1)
 
 
-def _correlation_distance(student_NM: Tensor, teacher_NM: Tensor) -> Tensor:
-    """1 - mean Pearson correlation of the rows for which it is defined, 0 if there is none."""
+def correlation_distance(student_NM: Tensor, teacher_NM: Tensor) -> Tensor:
+    """1 - mean Pearson correlation of the rows for which it is defined, 0 if there is none.
+
+    Example::
+
+        correlation_distance(cosines_of_student_BB, cosines_of_teacher_BB).backward()
+    """
     num_columns = student_NM.shape[1]
     keep = torch.ones(1, num_columns, 1, dtype=torch.bool, device=student_NM.device)
     count = keep.sum(1)

@@ -46,12 +46,23 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in _INPUTS if name in batch}
 
 
+def last_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states of an ELM model or supernet, (B, T, D)."""
+    output = model(**inputs_of(batch))
+    return output if isinstance(output, Tensor) else output.last_hidden_state
+
+
 def pooled_output(model: nn.Module, batch: Batch) -> Tensor:
     """The last hidden states of an ELM model or supernet, pooled as its configuration says, (B, D)."""
     config = cast(StudentConfig, model.config)
-    output = model(**inputs_of(batch))
-    hidden_BTD = output if isinstance(output, Tensor) else output.last_hidden_state
-    return pool(hidden_BTD, batch["attention_mask"], config.classifier_pooling)
+    return pool(last_hidden(model, batch), batch["attention_mask"], config.classifier_pooling)
+
+
+def teacher_features(teacher: Teacher, batch: Batch) -> Features:
+    """The teacher's features of a batch, on the batch's device."""
+    inputs = inputs_of(batch)
+    teacher.to(inputs["input_ids"].device)
+    return teacher.features(inputs.pop("input_ids"), inputs.pop("attention_mask"), **inputs)
 
 
 class StudentDistiller(FeatureDistiller):
@@ -96,10 +107,7 @@ class StudentDistiller(FeatureDistiller):
 
     def feature_loss(self, student: Features, batch: Batch) -> Tensor:
         """The summed feature losses of a batch with ``input_ids`` and ``attention_mask`` (B, T), a scalar."""
-        inputs = inputs_of(batch)
-        self._teacher.to(inputs["input_ids"].device)
-        teacher = self._teacher.features(inputs.pop("input_ids"), inputs.pop("attention_mask"), **inputs)
-        total: Tensor = self(student, teacher, batch["attention_mask"])["total"]
+        total: Tensor = self(student, teacher_features(self._teacher, batch), batch["attention_mask"])["total"]
         return total
 
 

@@ -37,9 +37,12 @@ class Teacher:
     Args:
         model: a base model without task head; it is frozen in place.
         tokenizer: loaded from the model's own name when first asked for, if not given.
+        token_map: (V,) the model's id of each id that it will be given, where these are a student's smaller vocabulary
+            (``TrimmedVocabulary.kept_ids_V``); ``tokenizer`` stays the model's own.
 
     Raises:
-        UserError: the model takes no token ids, or its forward shows no hidden states of one length and width.
+        UserError: the model takes no token ids, a mapped id has no row in its table, or its forward shows no hidden
+            states of one length and width.
 
     Example::
 
@@ -47,12 +50,13 @@ class Teacher:
         teacher.features(ids_BT, mask_BT).hidden[-1]   # (B, T, 768)
     """
 
-    def __init__(self, model: Any, *, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, *, tokenizer: Any = None, token_map: Any = None) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
         self.model: Any = model.eval().requires_grad_(False)
         self.config = model.config
         self._tokenizer = tokenizer
+        self._token_map_V: Tensor | None = None if token_map is None else self._checked_map(token_map)
         self._attention_paths: list[str] | None = None
         self._attention_is_input = False
         features = self._probe()
@@ -76,6 +80,37 @@ class Teacher:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"teacher {str(name)!r} cannot be loaded: {first_line(error)}") from error
         return cls(model.to(device))
+
+    def with_token_map(self, token_map: Any) -> Teacher:
+        """The same model, not copied, for ids of a smaller vocabulary; see ``token_map`` of the class.
+
+        Raises:
+            UserError: a mapped id has no row in the model's table.
+
+        Example::
+
+            teacher.with_token_map(trimmed.kept_ids_V).features(student_ids_BT, mask_BT)
+        """
+        mapped = copy.copy(self)
+        mapped._token_map_V = self._checked_map(token_map)
+        return mapped
+
+    def _checked_map(self, token_map: Any) -> Tensor:
+        map_V = torch.as_tensor(token_map, dtype=torch.long, device=self.device)
+        num_rows = self._table_VE.shape[0]
+        if len(map_V) == 0 or map_V.min() < 0 or map_V.max() >= num_rows:
+            raise UserError(f"token map of teacher {self.name!r} leaves its {num_rows} tokens: another vocabulary")
+        return map_V
+
+    @property
+    def token_map(self) -> Tensor | None:
+        """The model's id of each id that the teacher is given, (V,); None where they are the same."""
+        return self._token_map_V
+
+    def model_ids(self, input_ids: Tensor) -> Tensor:
+        """The model's ids, on its device, of the ids that the teacher is given."""
+        ids = input_ids.to(self.device)
+        return ids if self._token_map_V is None else self._token_map_V[ids]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -103,18 +138,22 @@ class Teacher:
 
     @property
     def token_embeddings(self) -> Tensor:
-        """The token table, (V, E), without gradient."""
+        """The token table, (V, E), without gradient; with a token map the rows of its V tokens, a copy."""
+        return self._table_VE if self._token_map_V is None else self._table_VE[self._token_map_V]
+
+    @property
+    def _table_VE(self) -> Tensor:
         table_VE: Tensor = self.model.get_input_embeddings().weight.detach()
         return table_VE
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table."""
-        return self.token_embeddings.shape[0]
+        """Ids that the teacher takes: rows of the token table, or of the token map."""
+        return len(self._table_VE if self._token_map_V is None else self._token_map_V)
 
     @property
     def device(self) -> torch.device:
-        return self.token_embeddings.device
+        return self._table_VE.device
 
     @property
     def num_parameters(self) -> int:
@@ -129,6 +168,8 @@ class Teacher:
     def to(self, device: str | torch.device) -> Teacher:
         """Move the model; features are returned on its device."""
         self.model.to(device)
+        if self._token_map_V is not None:
+            self._token_map_V = self._token_map_V.to(self.device)
         return self
 
     def save(self, folder: str | Path) -> Path:
@@ -189,7 +230,7 @@ class Teacher:
         if "use_cache" in known:
             inputs["use_cache"] = False
         with self._taps() as taps:
-            output = model(input_ids=input_ids.to(self.device), output_hidden_states=True, return_dict=True, **inputs)
+            output = model(input_ids=self.model_ids(input_ids), output_hidden_states=True, return_dict=True, **inputs)
         hidden = getattr(output, "hidden_states", None)
         if not hidden or len(hidden) < 2:
             raise UserError(f"teacher {self.name!r} gives no hidden states: feature distillation needs one per layer")
@@ -241,7 +282,7 @@ class Teacher:
         padding_position = self._padding_position()
         if padding_position is not None:
             positions_BT = (positions_BT + padding_position + 1).masked_fill(document_ids == 0, padding_position)
-        mask_B1TT = block_diagonal_mask(document_ids, self.token_embeddings.dtype)
+        mask_B1TT = block_diagonal_mask(document_ids, self._table_VE.dtype)
         return self.run(
             self.model, input_ids, mask_B1TT, token_type_ids=token_type_ids, position_ids=positions_BT
         )[0]
@@ -258,6 +299,9 @@ class Teacher:
         shape_BT = (document_ids.shape[0], document_ids.shape[1])
         # -1 and None occur as "no padding id"; any id will do behind a mask
         padding = max(getattr(self.config, "pad_token_id", None) or 0, 0)
+        if self._token_map_V is not None:
+            places = (self._token_map_V == padding).nonzero()
+            padding = int(places[0]) if len(places) else 0
         types = None if token_type_ids is None else rows.split(token_type_ids.to(self.device), 0)
         found = self.features(
             rows.split(input_ids.to(self.device), padding), rows.mask_NL.long(), token_type_ids=types
@@ -292,7 +336,7 @@ def first_layers(teacher: Teacher, keep: int) -> Teacher:
     if layer_types is not None:
         model.config.layer_types = layer_types[:keep]
     model.config.num_hidden_layers = keep
-    return Teacher(model, tokenizer=teacher._tokenizer)
+    return Teacher(model, tokenizer=teacher._tokenizer, token_map=teacher._token_map_V)
 
 
 def check_vocabulary(vocab_size: int, embedding_size: int, budget: int) -> None:

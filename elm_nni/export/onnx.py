@@ -23,6 +23,7 @@ from elm_nni import modeling
 from elm_nni.cost.onnx_graph import PACKAGES, open_session, quantize_graph, require, write_graph
 from elm_nni.cost.timing import median_iqr, time_rounds, watch
 from elm_nni.errors import UserError
+from elm_nni.modeling.saved import load_saved
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ for text, logits in zip(sys.argv[1:], session.run(None, inputs)[0]):
 class OnnxReport:
     """What was written, and how far it is from PyTorch: largest absolute difference of any output, and sizes in bytes.
 
-    ``script`` is None for a model without classifier or tokenizer; the int8 fields are None unless asked for.
+    ``script`` is None for a model of several labels or without classifier or tokenizer; the int8 fields are None unless
+    asked for.
     """
 
     path: Path
@@ -202,7 +204,7 @@ def _load(folder: Path) -> modeling.ElmPreTrainedModel:
         name = (config.architectures or ["nothing"])[0]
         if name not in OUTPUTS:
             raise UserError(f"{folder} holds {name}; only {' and '.join(OUTPUTS)} are exported to ONNX")
-        model = getattr(modeling, name).from_pretrained(folder, dtype=torch.float32)
+        model = load_saved(folder, dtype=torch.float32)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -258,7 +260,9 @@ def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel
         return None
     if source.resolve() != target.resolve():
         shutil.copyfile(source / TOKENIZER_FILE, target / TOKENIZER_FILE)
-    if type(model) is not modeling.ElmForSequenceClassification:
+    # the script names one label a text
+    several = model.config.problem_type == "multi_label_classification"
+    if type(model) is not modeling.ElmForSequenceClassification or several:
         return None
     tokenizer = require("tokenizers").Tokenizer.from_file(str(source / TOKENIZER_FILE))
     pad_id = model.config.pad_token_id or 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from elm_nni.distillation.teacher import check_vocabulary
 from elm_nni.errors import UserError
+from elm_nni.kinds import language_kind
 from elm_nni.pipeline.context import Context
-from elm_nni.pipeline.export_stage import require_onnx
+from elm_nni.pipeline.export_stage import ONNX_CLASSES, require_onnx
 from elm_nni.pipeline.search_stage import check_reachable
 from elm_nni.pipeline.supernet_stage import check_growth
 
@@ -21,6 +22,14 @@ def check_inputs(context: Context) -> None:
     config, settings = context.config, context.settings
     if config.limits.max_params is not None:
         check_vocabulary(settings.vocab_size, settings.embedding_size, round(config.limits.max_params))
+    language = language_kind(config.distillation.objective)
+    if language is not None and (language.name == "causal_lm") != settings.is_causal:
+        fitting = "distill, clm or distill+clm" if settings.is_causal else "distill, mlm or distill+mlm"
+        space = "causal" if settings.is_causal else "not causal"
+        raise UserError(
+            f"distillation.objective: {config.distillation.objective} is not allowed; the space is {space}: it must be "
+            f"{fitting}"
+        )
     if config.growth.enabled:
         check_growth(config.growth.epoch_steps, config.supernet.pretrain)
     check_reachable(context, None, config.limits)
@@ -31,5 +40,14 @@ def check_inputs(context: Context) -> None:
     for key, length in lengths.items():
         if length > longest:
             raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
+    for name, task in context.tasks.items():
+        if task.kind.linear_head == "identity" and config.teacher.head != "linear":
+            raise UserError(
+                f"teacher.head: {config.teacher.head} is not allowed with task {name}; it must be linear, since the "
+                "embeddings of a teacher are its own"
+            )
     if config.export.onnx:
         require_onnx()
+        for name, task in context.tasks.items():
+            if task.kind.elm_class not in ONNX_CLASSES:
+                raise UserError(f"export.onnx: true is not allowed with task {name}; {task.kind.name} is not exported")

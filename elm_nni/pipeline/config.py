@@ -31,6 +31,7 @@ class SpaceConfig:
     ffn_step: int | None = None
     ffn_max: int | None = None
     embedding_size: int | None = None
+    is_causal: bool | None = None
     pooling: Literal["cls", "mean", "last"] | None = None
     dropout: float | None = None
 
@@ -40,7 +41,9 @@ class TeacherConfig:
     """The teacher: ``offline`` for the packaged one, a hub name, or a folder.
 
     ``head`` says where the teacher's task logits come from: ``linear`` (a linear head on frozen features),
-    ``finetune`` (all of its weights), or a folder with a classifier of the user's own (one task only).
+    ``finetune`` (all of its weights), or a folder with a classifier of the user's own (one task only). ``lm_head`` says
+    where its logits for language modelling come from: its ``own`` head, or one that ``lm_head_steps`` steps fit on its
+    features (``refit``).
     """
 
     name: str = "bert-base-uncased"
@@ -48,6 +51,8 @@ class TeacherConfig:
     head: str = "linear"
     finetune_epochs: int = 2
     finetune_lr: float = 3e-5
+    lm_head: Literal["own", "refit"] = "own"
+    lm_head_steps: int = 400
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,26 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class VocabularyConfig:
+    """The student's vocabulary: the teacher's, or those of its tokens that text and tasks use (``trim``).
+
+    Kept are tokens that occur ``min_count`` times, the most frequent ``max_size`` in all, and single characters:
+    ``used`` ones, or ``all`` that the teacher knows.
+    """
+
+    trim: bool = False
+    min_count: int = 1
+    max_size: int | None = None
+    alphabet: Literal["used", "all"] = "used"
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """A downstream task: a known name, or a local file / hub data set with named columns.
 
-    ``limit_rows`` training rows are used; rows of search, validation and test are not limited.
+    The task ``text`` is language modelling of ``data.corpus``: next tokens in a causal space, else hidden ones. Of
+    other tasks ``limit_rows`` training rows are used; rows of search, validation and test are not limited. Questions
+    (kind ``question_answering``) may have a file of their own to test on, ``test_source``.
     """
 
     name: str = "polarity"
@@ -78,10 +99,14 @@ class TaskConfig:
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
+    kind: Literal[
+        "classification", "regression", "multi_label", "token_classification", "question_answering",
+        "sentence_embedding",
+    ] = "classification"  # fmt: skip
     metric: str | None = None
     max_length: int | None = None
     limit_rows: int | None = None
+    test_source: str | None = None
 
     @classmethod
     def from_text(cls, text: str) -> TaskConfig:
@@ -147,8 +172,13 @@ class GrowthConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Losses: ``relational`` or ``mse`` on features, ``relational`` or ``kl`` on logits, and their weights."""
+    """Losses: ``relational`` or ``mse`` on features, ``relational`` or ``kl`` on logits, and their weights.
 
+    ``objective`` is that of training on text: the teacher's features, the likelihood of masked (``mlm``) or next
+    (``clm``) tokens, or both.
+    """
+
+    objective: Literal["distill", "mlm", "clm", "distill+mlm", "distill+clm"] = "distill"
     features: Literal["relational", "mse"] = "relational"
     logits: Literal["relational", "kl"] = "relational"
     beta: float = 1.0
@@ -241,6 +271,7 @@ class Config:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)

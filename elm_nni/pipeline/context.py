@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.data.batches import TaskRows
+from elm_nni.data.conll import CONLL_SUFFIX
 from elm_nni.data.corpora import CorpusSpec, corpus_digest, corpus_texts, load_corpus
+from elm_nni.data.language import LanguageData, LanguageRows, Masking
+from elm_nni.data.metrics import MAIN_METRICS
+from elm_nni.data.outputs import RowBatches, TokenizedRows
 from elm_nni.data.packing import PackedCorpus, pack_corpus, pack_source
+from elm_nni.data.pairs import HEADLINES, PairRows, PairTask, load_pairs, split_search_pairs
+from elm_nni.data.question_task import QuestionTask
 from elm_nni.data.rows import tokenizer_digest
 from elm_nni.data.sources import Rows
+from elm_nni.data.squad import SQUAD, limit_questions, load_questions, split_search_questions
 from elm_nni.data.tasks import (
     TASKS,
-    Kind,
     TaskData,
     TaskSpec,
     find_task,
@@ -27,36 +34,63 @@ from elm_nni.data.tasks import (
     load_task,
     split_search_validation,
 )
+from elm_nni.data.vocabulary import TrimmedVocabulary
 from elm_nni.digest import digest, file_digest
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
+from elm_nni.kinds import (
+    KINDS,
+    CausalLM,
+    MaskedLM,
+    QuestionAnswering,
+    SentenceEmbedding,
+    TaskKind,
+    TokenClassification,
+    language_kind,
+)
 from elm_nni.pipeline.config import Config, TaskConfig
 from elm_nni.pipeline.store import StageStore
+from elm_nni.pipeline.vocabulary_stage import build_vocabulary
 from elm_nni.search_spaces.architecture import SpaceSettings, preset_settings
 
 logger = logging.getLogger(__name__)
+
+# the task that is language modelling of the corpus
+TEXT = "text"
 
 
 @dataclass(frozen=True)
 class Task:
     """A task, tokenised. ``search`` rows are carved from training for the search; test rows are not tokenised here."""
 
-    data: TaskData
-    train: TaskRows
-    search: TaskRows
-    validation: TaskRows
+    data: TaskData | QuestionTask | PairTask | LanguageData
+    train: TokenizedRows
+    search: TokenizedRows
+    validation: TokenizedRows
 
     @property
     def name(self) -> str:
         return self.data.name
 
     @property
-    def kind(self) -> Kind:
-        return self.data.kind
+    def kind(self) -> TaskKind:
+        return KINDS[self.data.kind]
 
     @property
     def num_outputs(self) -> int:
         return self.data.num_labels
+
+    def outputs(self, logits_of: Callable[[dict[str, Any]], Tensor], rows: TokenizedRows) -> Tensor:
+        """What the task's kind keeps of the logits of each batch, for all rows in their order."""
+        return RowBatches(rows, self.name).outputs(lambda batch: self.kind.kept(logits_of(batch), batch))
+
+    def score(self, outputs: Tensor, rows: TokenizedRows) -> float:
+        """The main metric of the outputs of all rows."""
+        return self.scores(outputs, rows, (self.data.metric,))[self.data.metric]
+
+    def scores(self, outputs: Tensor, rows: TokenizedRows, metrics: Sequence[str] | None = None) -> dict[str, float]:
+        """Metric to score of the outputs of all rows, of every metric that the task reports unless some are named."""
+        return self.kind.scores(metrics or self.data.metrics, outputs, rows, self.data.label_names)
 
 
 @dataclass
@@ -74,9 +108,14 @@ class Context:
     observe: Callable[[Any], None] = lambda point: None
 
     @cached_property
-    def teacher(self) -> Teacher:
-        """The teacher in fp32."""
+    def full_teacher(self) -> Teacher:
+        """The teacher in fp32, as it was saved."""
         return Teacher.load(self.config.teacher.name, device=self.device)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher in fp32, for ids of the student's vocabulary."""
+        return self._mapped(self.full_teacher)
 
     @cached_property
     def device(self) -> str:
@@ -86,11 +125,30 @@ class Context:
         """The teacher in ``"fp32"`` or ``"bf16"``."""
         if precision == "fp32":
             return self.teacher
-        return Teacher.load(self.config.teacher.name, dtype=torch.bfloat16, device=self.device)
+        return self._mapped(Teacher.load(self.config.teacher.name, dtype=torch.bfloat16, device=self.device))
 
     @cached_property
     def tokenizer(self) -> Any:
-        return self.teacher.tokenizer
+        """The student's tokenizer: the teacher's, or one with a part of its tokens."""
+        return self.full_teacher.tokenizer if self.vocabulary is None else self.vocabulary.tokenizer
+
+    @cached_property
+    def vocabulary(self) -> TrimmedVocabulary | None:
+        """The tokens that the student keeps; None where it keeps all."""
+        settings = self.config.vocabulary
+        if not settings.trim:
+            return None
+        inputs = {
+            "tokenizer": tokenizer_digest(self.full_teacher.tokenizer), **asdict(settings),
+            "corpus": corpus_digest(self.corpus_spec), "limit_tokens": self.config.data.limit_tokens,
+            "tasks": [task_identity(task) for task in self.config.tasks], "seed": self.config.seed,
+            "validation_size": self.config.search.validation_size,
+        }  # fmt: skip
+        built = self.store.build("vocabulary", inputs, lambda folder: build_vocabulary(self, folder))
+        return TrimmedVocabulary.load(built.folder)
+
+    def _mapped(self, teacher: Teacher) -> Teacher:
+        return teacher if self.vocabulary is None else teacher.with_token_map(self.vocabulary.kept_ids_V)
 
     @cached_property
     def settings(self) -> SpaceSettings:
@@ -115,11 +173,15 @@ class Context:
     @cached_property
     def corpus(self) -> tuple[PackedCorpus, PackedCorpus]:
         """Packed pre-training rows, and held-out rows; of a stream only its beginning, the held-out rows first."""
+        return self.packed(self.tokenizer)
+
+    def packed(self, tokenizer: Any) -> tuple[PackedCorpus, PackedCorpus]:
+        """The same, split by any tokenizer."""
         data, folder = self.config.data, self.store.root / "corpora"
         if data.streaming:
             # some rows more than are held out: they are timed
             beginning = pack_corpus(
-                lambda: corpus_texts(self.stream()), self.tokenizer, folder=folder,
+                lambda: corpus_texts(self.stream()), tokenizer, folder=folder,
                 sequence_length=data.sequence_length,
                 corpus_digest=digest([corpus_digest(self.corpus_spec), "stream"]),
                 limit_tokens=2 * data.holdout_rows * data.sequence_length,
@@ -127,7 +189,7 @@ class Context:
             held_out, rest = beginning.split(len(beginning) - data.holdout_rows)
             return rest, held_out
         packed = pack_source(
-            self.corpus_spec, self.tokenizer, sequence_length=data.sequence_length, folder=folder,
+            self.corpus_spec, tokenizer, sequence_length=data.sequence_length, folder=folder,
             limit_tokens=data.limit_tokens, seed=self.config.seed,
         )  # fmt: skip
         return packed.split(data.holdout_rows)
@@ -145,7 +207,11 @@ class Context:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """Every configured task by name."""
-        return {task.name: self._prepare(task) for task in self.config.tasks}
+        return {task.name: self._prepare(task, self.tokenizer) for task in self.config.tasks}
+
+    def training_rows(self, tokenizer: Any) -> list[TokenizedRows]:
+        """The training rows of every task that brings rows of its own, split by any tokenizer."""
+        return [self._prepare(task, tokenizer).train for task in self.config.tasks if task.name != TEXT]
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -156,18 +222,83 @@ class Context:
             "seed": self.config.seed,
         }
 
-    def test_rows(self, name: str) -> TaskRows:
+    def test_rows(self, name: str) -> TokenizedRows:
         """The tokenised test rows of a task; ``evaluate`` alone asks for them."""
         data = self.tasks[name].data
+        if isinstance(data, LanguageData):
+            return self._held_out_text(data.kind)[2]
+        if isinstance(data, QuestionTask):
+            return data.windows(data.questions.test, self.tokenizer)
+        if isinstance(data, PairTask):
+            return PairRows(data.test, self.tokenizer, data.max_length)
         return TaskRows(data.test, self.tokenizer, data.max_length)
 
-    def _prepare(self, task: TaskConfig) -> Task:
+    def further_test_rows(self, name: str) -> dict[str, TokenizedRows]:
+        """Test rows of a task beside the main ones, by name; ``evaluate`` alone asks for them."""
+        data = self.tasks[name].data
+        if not isinstance(data, TaskData):
+            return {}
+        return {test: TaskRows(rows, self.tokenizer, data.max_length) for test, rows in data.extra_tests.items()}
+
+    @property
+    def held_out_text(self) -> LanguageRows:
+        """The held-out rows of the corpus, without those that a text task is tested on."""
+        rows, kind = self.corpus[1], language_kind(self.config.distillation.objective)
+        if any(task.name == TEXT for task in self.config.tasks):
+            rows = rows.split(self.config.data.holdout_rows // 3)[0]
+        return self._language_rows(rows, kind.name if kind is not None else CausalLM.name)
+
+    def masking(self, kind: str) -> Masking | None:
+        """How the tokens to be predicted are hidden: not at all for a causal model."""
+        return Masking.of(self.tokenizer) if kind == MaskedLM.name else None
+
+    def _held_out_text(self, kind: str) -> list[LanguageRows]:
+        """The held-out rows of the corpus in three parts: for the search, for validation, for the test."""
+        rows, third = self.corpus[1], self.config.data.holdout_rows // 3
+        search, rest = rows.split(len(rows) - third)
+        parts = [search, *rest.split(third)]
+        return [self._language_rows(part, kind) for part in parts]
+
+    def _language_rows(self, packed: PackedCorpus, kind: str) -> LanguageRows:
+        return LanguageRows(packed, self.tokenizer, self.masking(kind), seed=self.config.seed)
+
+    def _prepare(self, task: TaskConfig, tokenizer: Any) -> Task:
+        if task.name == TEXT:
+            return self._prepare_text()
+        if task.kind == QuestionAnswering.name or (task.name in SQUAD and task.source is None):
+            return self._prepare_questions(task, tokenizer)
+        if task.kind == SentenceEmbedding.name or (task.name == HEADLINES and task.source is None):
+            return self._prepare_pairs(task, tokenizer)
         data = load_task(task_spec(task), self.config.seed)
         train, search = split_search_validation(data.train, self.config.search.validation_size, self.config.seed)
         if task.limit_rows is not None:
             train = limit_rows(train, task.limit_rows, self.config.seed)
-        parts = [TaskRows(rows, self.tokenizer, data.max_length) for rows in (train, search, data.validation)]
+        parts = [TaskRows(rows, tokenizer, data.max_length) for rows in (train, search, data.validation)]
         return Task(replace(data, name=task.name, train=train), *parts)
+
+
+    def _prepare_questions(self, task: TaskConfig, tokenizer: Any) -> Task:
+        seed = self.config.seed
+        questions = load_questions(task.source or task.name, seed, test_source=task.test_source)
+        data = QuestionTask(task.name, questions, task.max_length or QuestionTask.max_length)
+        train, search = split_search_questions(questions.train, self.config.search.validation_size, seed)
+        if task.limit_rows is not None:
+            train = limit_questions(train, task.limit_rows, seed)
+        return Task(data, *(data.windows(part, tokenizer) for part in (train, search, questions.validation)))
+
+    def _prepare_pairs(self, task: TaskConfig, tokenizer: Any) -> Task:
+        seed, length = self.config.seed, task.max_length or PairTask.max_length
+        second = task.text_pair or "text_pair"
+        train, validation, test = load_pairs(task.source or task.name, seed, text=task.text, text_pair=second)
+        rest, search = split_search_pairs(train, self.config.search.validation_size, seed)
+        data = PairTask(task.name, rest[: task.limit_rows], validation, test, self.full_teacher.width, length)
+        return Task(data, *(PairRows(part, tokenizer, length) for part in (data.train, search, validation)))
+
+    def _prepare_text(self) -> Task:
+        kind: Literal["causal_lm", "masked_lm"] = "causal_lm" if self.settings.is_causal else "masked_lm"
+        data = LanguageData(TEXT, kind, self.config.data.sequence_length)
+        search, validation, _ = self._held_out_text(kind)
+        return Task(data, self._language_rows(self.corpus[0], kind), search, validation)
 
 
 def latency_condition(config: Config) -> LatencyCondition:
@@ -177,6 +308,13 @@ def latency_condition(config: Config) -> LatencyCondition:
         runtime=latency.runtime, dtype=latency.dtype, device=latency.device, threads=latency.threads,
         batch_size=latency.batch_size, sequence_length=latency.sequence_length,
     )  # fmt: skip
+
+
+def task_identity(task: TaskConfig) -> dict[str, Any]:
+    """What names a task's rows in the digest of a stage: files by their content."""
+    known = {**asdict(task), "source": task.source and content_of(task.source)}
+    test_source = known.pop("test_source")
+    return {**known, "test_source": content_of(test_source)} if test_source else known
 
 
 def content_of(name: str) -> str:
@@ -201,8 +339,10 @@ def task_spec(task: TaskConfig) -> TaskSpec:
     else:
         spec = TaskSpec(name=task.name, source=task.source) if task.source else find_task(task.name)
         text = (task.text, task.text_pair) if task.text_pair else (task.text,)
-        changes = {"name": task.name, "text": text, "label": task.label, "kind": task.kind}
-        changes["metric"] = "accuracy" if task.kind == "classification" else "spearman"
+        # columns of words and tags are nothing else
+        kind = TokenClassification.name if (task.source or "").endswith(CONLL_SUFFIX) else task.kind
+        changes = {"name": task.name, "text": text, "label": task.label, "kind": kind}
+        changes["metric"] = MAIN_METRICS[changes["kind"]]
         changes["max_length"] = task.max_length or spec.max_length
     if task.metric:
         changes["metric"] = task.metric

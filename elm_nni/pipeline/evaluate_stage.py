@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.cost.layer_parts import Model
 from elm_nni.cost.onnx_graph import open_session
-from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
-from elm_nni.data.metrics import compute_metric, paired_bootstrap, predictions_of, tfidf_baseline
+from elm_nni.data.metrics import compute_metric, paired_bootstrap, tfidf_baseline
+from elm_nni.data.outputs import TokenizedRows
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
+from elm_nni.distillation.language import FittedHead, LanguageTeacher
+from elm_nni.distillation.student import inputs_of
 from elm_nni.distillation.teacher import Teacher, first_layers
 from elm_nni.errors import UserError
-from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
+from elm_nni.kinds import logits_of
+from elm_nni.modeling.modeling_elm import ElmPreTrainedModel
+from elm_nni.modeling.saved import load_saved
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.system_latency import SystemLatency, classifier_module, measure_systems
@@ -30,7 +34,6 @@ from elm_nni.pipeline.teacher_stage import (
     Classifier,
     linear_classifier,
     load_teacher_classifier,
-    score,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,9 +62,7 @@ class System:
 
 def elm_system(name: str, folders: dict[str, Path], device: str, note: str = "") -> System:
     """Our model, or another ELM architecture, fine-tuned on each task."""
-    models = {
-        task: ElmForSequenceClassification.from_pretrained(folder).to(device).eval() for task, folder in folders.items()
-    }
+    models: dict[str, Any] = {task: load_saved(folder).to(device) for task, folder in folders.items()}
     first = next(iter(models))
     encoder = models[first].elm
     outside = encoder.num_parameters_outside_embeddings()
@@ -90,7 +91,7 @@ def teacher_system(name: str, classifiers: dict[str, Classifier], device: str, n
         if isinstance(classifier, FineTunedClassifier):
             classifier.model.to(device)
     teacher = next(iter(classifiers.values())).teacher
-    table = teacher.token_embeddings.numel()
+    table = teacher.model.get_input_embeddings().weight.numel()
     embeddings = [module for path, module in teacher.model.named_modules() if path.split(".")[-1] == "embeddings"]
     inside = sum(p.numel() for p in embeddings[0].parameters()) if embeddings else table
     return System(
@@ -115,15 +116,20 @@ def build_evaluate(
         note = "same parameters outside the embeddings, same steps, from scratch"
         systems.append(elm_system(UNIFORM, uniform, device, note))
     heads = {name: load_teacher_classifier(context, teacher, name) for name in context.tasks}
-    note = f"{context.teacher.num_layers} layers, {config.teacher.head} head"
+    note = f"{context.teacher.num_layers} layers, {_heads_of(heads, config.teacher.head)}"
     systems.append(teacher_system(TEACHER, heads, device, note))
-    if config.baselines.half_teacher and (cut := _half_depth(context.teacher)) is not None:
+    linear = all(task.kind.linear_head is not None for task in context.tasks.values())
+    if linear and config.baselines.half_teacher and (cut := _half_depth(context.teacher)) is not None:
         note = f"first {cut.num_layers} layer{'' if cut.num_layers == 1 else 's'}, refitted linear head"
         systems.append(teacher_system(HALF, _linear_heads(context, cut), device, note))
     rows = {name: context.test_rows(name) for name in context.tasks}
     for system in systems:
-        system.results = {name: predict_rows(system.logits[name], rows[name], name) for name in context.tasks}
+        system.results = {
+            name: task.outputs(system.logits[name], rows[name]) for name, task in context.tasks.items()
+        }
     table = [_row(system, context.tasks, rows) for system in systems]
+    for line, system in zip(table, systems):
+        _add_further_tests(line, system, context)
     times = measure_systems(
         {system.name: system.module for system in systems if system.module is not None},
         {system.name: system.file for system in systems if system.file is not None},
@@ -139,7 +145,10 @@ def build_evaluate(
         "systems": table, "comparisons": comparisons,
         "comparison": next((one for one in comparisons if one["against"] == TFIDF), None),
         "tasks": {
-            name: {"metric": task.data.metric, "value": table[0]["tasks"][name], "split": "test", "n": len(rows[name])}
+            name: {
+                "kind": task.kind.name, "metric": task.data.metric, "value": table[0]["tasks"][name], "split": "test",
+                "n": len(rows[name]), "metrics": table[0]["metrics"][name],
+            }
             for name, task in context.tasks.items()
         },
     })  # fmt: skip
@@ -147,26 +156,37 @@ def build_evaluate(
         context.log("system", **{key: line[key] for key in ("name", "tasks", "params", "latency_ms")})
 
 
-def _row(system: System, tasks: dict[str, Task], rows: dict[str, TaskRows]) -> dict[str, Any]:
+def _row(system: System, tasks: dict[str, Task], rows: dict[str, TokenizedRows]) -> dict[str, Any]:
+    found = {
+        name: task.scores(system.results[name], rows[name]) for name, task in tasks.items()
+    }
     return {
         "name": system.name, "params": system.params, "megabytes": system.megabytes, "note": system.note,
         "params_outside_embeddings": system.params_outside_embeddings,
-        "tasks": {name: score(task, system.results[name], rows[name].labels) for name, task in tasks.items()},
+        "tasks": {name: found[name][task.data.metric] for name, task in tasks.items()}, "metrics": found,
     }  # fmt: skip
+
+
+def _add_further_tests(line: dict[str, Any], system: System, context: Context) -> None:
+    """Adds the metrics on test rows beside the main ones, such as ``mismatched accuracy`` of MNLI."""
+    for name, task in context.tasks.items():
+        for test, rows in context.further_test_rows(name).items():
+            scores = task.scores(task.outputs(system.logits[name], rows), rows)
+            line["metrics"][name] |= {f"{test} {metric}": value for metric, value in scores.items()}
 
 
 def _tfidf(context: Context) -> dict[str, NDArray[np.int64]]:
     """Task name to the class ids (N,) that TF-IDF, fitted on the same training rows, gives the test rows."""
     found = {}
     for name, task in context.tasks.items():
-        if task.kind == "classification" and not task.data.is_pair:
+        if task.data.kind == "classification" and not task.data.is_pair:
             train = task.data.train
             found[name] = tfidf_baseline(list(train["text"]), list(train["label"]), list(task.data.test["text"]))
     return found
 
 
 def _tfidf_row(
-    found: dict[str, NDArray[np.int64]], tasks: dict[str, Task], rows: dict[str, TaskRows]
+    found: dict[str, NDArray[np.int64]], tasks: dict[str, Task], rows: dict[str, TokenizedRows]
 ) -> dict[str, Any]:
     scores = {
         name: compute_metric(tasks[name].data.metric, classes_N, rows[name].labels.numpy())
@@ -175,20 +195,21 @@ def _tfidf_row(
     return {
         "name": TFIDF, "params": None, "params_outside_embeddings": None, "megabytes": None, "latency_ms": None,
         "latency_iqr_ms": None, "condition": "", "note": "fitted in this run on the same rows", "tasks": scores,
+        "metrics": {name: {tasks[name].data.metric: value} for name, value in scores.items()},
     }  # fmt: skip
 
 
 def _comparisons(
-    systems: list[System], tfidf: dict[str, NDArray[np.int64]], context: Context, rows: dict[str, TaskRows]
+    systems: list[System], tfidf: dict[str, NDArray[np.int64]], context: Context, rows: dict[str, TokenizedRows]
 ) -> list[dict[str, Any]]:
     """Paired bootstrap of ours minus each other system in accuracy, for every classification task."""
     found = []
     seed = derive_seed(context.config.seed, "bootstrap")
     for name, task in context.tasks.items():
-        if task.kind != "classification":
+        if task.data.kind != "classification":
             continue
         labels_N = rows[name].labels.numpy()
-        classes = {one.name: predictions_of(one.results[name], task.kind) for one in systems if one.name != INT8}
+        classes = {one.name: one.results[name].argmax(-1).numpy() for one in systems if one.name != INT8}
         classes |= {TFIDF: tfidf[name]} if name in tfidf else {}
         ours_N = classes.pop(OURS) == labels_N
         for against, classes_N in classes.items():
@@ -198,6 +219,13 @@ def _comparisons(
                 "high": high, "resamples": RESAMPLES, "n": len(labels_N),
             })  # fmt: skip
     return found
+
+
+def _heads_of(classifiers: dict[str, Classifier], how: str) -> str:
+    """What the teacher's heads are, in words."""
+    language = [one.head for one in classifiers.values() if isinstance(one, LanguageTeacher)]
+    kinds = {"fitted language-model head" if isinstance(head, FittedHead) else "its own head" for head in language}
+    return ", ".join(sorted(kinds | ({f"{how} head"} if len(language) < len(classifiers) else set())))
 
 
 def _half_depth(teacher: Teacher) -> Teacher | None:
@@ -218,26 +246,20 @@ def _add_latency(line: dict[str, Any], found: SystemLatency) -> None:
         line["note"] = "; ".join(filter(None, [line["note"], f"latency not measured: {found.reason}"]))
 
 
-def predict_rows(logits_of: Callable[[Batch], Tensor], rows: TaskRows, name: str) -> Tensor:
-    """Logits (N, C) of a task in the order of its rows."""
-    batches, order = evaluation_batches(rows, name)
-    return in_row_order(torch.cat([logits_of(batch).float().cpu() for batch in batches]), order)
-
-
-def _torch_logits(model: ElmForSequenceClassification) -> Callable[[Batch], Tensor]:
+def _torch_logits(model: ElmPreTrainedModel) -> Callable[[Batch], Tensor]:
     @torch.inference_mode()
     def run(batch: Batch) -> Tensor:
-        known = ("input_ids", "attention_mask", "token_type_ids")
-        logits_BC: Tensor = model(**{name: batch[name].to(model.device) for name in known if name in batch}).logits
-        return logits_BC
+        return logits_of(model(**{name: value.to(model.device) for name, value in inputs_of(batch).items()}))
 
     return run
 
 
 def _classifier_logits(classifier: Classifier) -> Callable[[Batch], Tensor]:
     def run(batch: Batch) -> Tensor:
-        known = ("input_ids", "attention_mask", "token_type_ids")
         device = classifier.teacher.device
+        if isinstance(classifier, LanguageTeacher):
+            return classifier.logits({name: value.to(device) for name, value in batch.items() if name != "task"})
+        known = ("input_ids", "attention_mask", "token_type_ids")
         return classifier.logits(**{name: batch[name].to(device) for name in known if name in batch})
 
     return run

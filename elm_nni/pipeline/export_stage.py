@@ -11,9 +11,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from elm_nni.errors import UserError
+from elm_nni.kinds import TaskKind
 from elm_nni.modeling.export import save_with_code
-from elm_nni.modeling.modeling_elm import ElmForSequenceClassification
+from elm_nni.modeling.saved import load_saved
 from elm_nni.pipeline.store import write_json
+
+# Our models that have ONNX files.
+ONNX_CLASSES = ("ElmForSequenceClassification",)
 
 
 def require_onnx() -> None:
@@ -40,7 +44,10 @@ def build_onnx(model: Path, folder: Path, *, int8: bool, pairs: bool) -> None:
     write_json(folder / "onnx.json", asdict(export_onnx(model, folder, int8=int8, token_types=pairs)))
 
 
-def export_model(target: Path, models: dict[str, Path], onnx: dict[str, Path], results: dict[str, Any] | None) -> Path:
+def export_model(
+    target: Path, models: dict[str, Path], kinds: dict[str, TaskKind], onnx: dict[str, Path],
+    results: dict[str, Any] | None,
+) -> Path:  # fmt: skip
     """Writes the folder of one task to ``target``, or of several to ``target/<task>``; existing ones are replaced.
 
     Raises:
@@ -51,9 +58,9 @@ def export_model(target: Path, models: dict[str, Path], onnx: dict[str, Path], r
             place = target if len(models) == 1 else target / name
             partial = target.parent / f".{target.name}-{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            save_with_code(ElmForSequenceClassification.from_pretrained(source), partial)
+            save_with_code(load_saved(source), partial)
             AutoTokenizer.from_pretrained(source).save_pretrained(partial)
-            (partial / "README.md").write_text(model_card(name, results), encoding="utf-8")
+            (partial / "README.md").write_text(model_card(name, kinds[name], results), encoding="utf-8")
             if name in onnx:
                 shutil.copytree(onnx[name], partial / "onnx", ignore=shutil.ignore_patterns("stage.json", "*.lock"))
             shutil.rmtree(place, ignore_errors=True)
@@ -64,14 +71,14 @@ def export_model(target: Path, models: dict[str, Path], onnx: dict[str, Path], r
     return target
 
 
-def model_card(task: str, results: dict[str, Any] | None) -> str:
+def model_card(task: str, kind: TaskKind, results: dict[str, Any] | None) -> str:
     """The folder's README: what it is, how to load it, what it scored and under which condition."""
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-classification", "---", "",
+        "---", "library_name: transformers", f"pipeline_tag: {kind.pipeline_tag}", "---", "",
         f"# ELM model for {task}", "",
         "Found by elastic architecture search (ELM, arXiv 2510.27037) with elm_nni.", "",
-        "```python", "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
-        'model = AutoModelForSequenceClassification.from_pretrained("PATH", trust_remote_code=True)',
+        "```python", f"from transformers import {kind.auto_class}, AutoTokenizer", "",
+        f'model = {kind.auto_class}.from_pretrained("PATH", trust_remote_code=True)',
         'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
         "`trust_remote_code` runs the model's own code files beside these weights; where elm_nni is installed and",
         "imported (`import elm_nni.modeling`), it is not needed.",
@@ -81,7 +88,10 @@ def model_card(task: str, results: dict[str, Any] | None) -> str:
         lines += [
             "", "| what | value |", "|---|---|", f"| architecture | `{results['digest']}` |",
             f"| parameters | {results['params']:,} ({results['params_outside_embeddings']:,} outside the embeddings) |",
-            f"| {found['metric']}, {found['split']} split, n = {found['n']} | {found['value']:.4f} |",
+            *(
+                f"| {metric}, {found['split']} split, n = {found['n']} | {value:.4f} |"
+                for metric, value in found["metrics"].items()
+            ),
             f"| latency, {latency['condition']} | "
             + ("not measured |" if latency["measured"] is None else f"{latency['measured']:.2f} ms |"),
             f"| seed | {results['seed']} |",

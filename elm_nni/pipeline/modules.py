@@ -12,10 +12,17 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from elm_nni.data.tasks import Kind
-from elm_nni.distillation.losses import kl_logit_loss, relational_logit_loss
-from elm_nni.distillation.student import StudentConfig, StudentDistiller, inputs_of, pooled_output
+from elm_nni.data.outputs import RowBatches
+from elm_nni.distillation.features import Features
+from elm_nni.distillation.language import LanguageTeacher
+from elm_nni.distillation.student import (
+    StudentConfig,
+    StudentDistiller,
+    last_hidden,
+    teacher_features,
+)
 from elm_nni.distillation.teacher import Teacher
+from elm_nni.kinds import LanguageModelling, TaskKind, language_kind
 from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
 from elm_nni.strategies.supernet_files import head_key
 from elm_nni.training import optimizer_and_schedule
@@ -29,13 +36,15 @@ def on_device(batch: Batch, device: torch.device | str) -> dict[str, Any]:
 
 
 class TextDistillation(LightningModule):
-    """Distils a teacher's features into a model on packed text (arXiv 2510.27037, section III-C).
+    """Trains a model on text: by a teacher's features (arXiv 2510.27037, section III-C), tokens to predict, or both.
 
     Args:
         model: an ``ElmModel`` or a space turned into a supernet; it has ``embeddings``, ``layers`` and ``config``.
         teacher: stays out of parameters and checkpoint.
+        distillation: its ``objective`` says what is learnt.
 
-    Batches hold ``input_ids``, ``attention_mask`` and ``document_ids``, each (B, T).
+    Batches hold ``input_ids``, ``attention_mask``, ``document_ids`` and, where tokens are predicted, ``labels``, each
+    (B, T).
     """
 
     def __init__(
@@ -43,16 +52,37 @@ class TextDistillation(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.training_config = training
-        self.distiller = StudentDistiller(model, teacher, loss=distillation.features)
+        self.distillation, self.training_config, self.teacher = distillation, training, teacher
+        self.distiller: StudentDistiller | None = None
+        if "distill" in distillation.objective.split("+"):
+            self.distiller = StudentDistiller(model, teacher, loss=distillation.features)
+        self.kind, self.lm_head = language_kind(distillation.objective), None
+        if self.kind is not None:
+            config = cast(StudentConfig, model.config)
+            self.lm_head = self.kind.new_head(model, config.hidden_size, 0)
+            self.kind.start_head(self.lm_head, config.initializer_range)
 
-    def feature_loss(self, batch: Batch) -> Tensor:
-        """The summed feature losses of one batch."""
-        _, student = self.distiller.record(lambda: self.model(**inputs_of(batch)))
-        return self.distiller.feature_loss(student, batch)
+    def loss(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+        """The summed losses of one batch.
+
+        Args:
+            teacher: its features of the batch, where they are known already.
+        """
+        if self.distiller is None:
+            return self._language_loss(last_hidden(self.model, batch), batch)
+        hidden_BTD, student = self.distiller.record(lambda: last_hidden(self.model, batch))
+        teacher = teacher or teacher_features(self.teacher, batch)
+        loss: Tensor = self.distiller(student, teacher, batch["attention_mask"])["total"]
+        return loss if self.kind is None else loss + self._language_loss(hidden_BTD, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.feature_loss(batch)
+        return self.loss(batch)
+
+    def _language_loss(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        assert self.kind is not None
+        assert self.lm_head is not None
+        logits_MV = self.lm_head(self.kind.features(hidden_BTD, batch, ""))
+        return self.kind.loss(logits_MV, batch, self.distillation)
 
     def configure_optimizers(self) -> Any:
         return _optimizer(self, self.training_config)
@@ -64,9 +94,11 @@ class TaskTraining(LightningModule):
     Args:
         heads: task name to (number of outputs, kind).
         teacher: None trains on labels and on the teacher logits in the batch alone.
+        language: the teacher with its language-model head, whose logits are too wide to be kept; None trains language
+            modelling on the text alone.
 
-    A batch holds ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), ``teacher_logits`` (B, C) and the name
-    of its ``task``. For a regression the labels are compared by mean squared error and there is no logit term.
+    A batch holds ``input_ids`` and ``attention_mask`` (B, T), ``labels`` and ``teacher_logits`` as the task's kind has
+    them, and the name of its ``task``.
     """
 
     def __init__(
@@ -74,64 +106,57 @@ class TaskTraining(LightningModule):
         model: nn.Module,
         teacher: Teacher | None,
         *,
-        heads: Mapping[str, tuple[int, Kind]],
+        heads: Mapping[str, tuple[int, TaskKind]],
         distillation: DistillationConfig,
         training: TrainingConfig,
+        language: LanguageTeacher | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.distillation, self.training_config = distillation, training
+        self.teacher, self.language = teacher, language
         config = cast(StudentConfig, model.config)
         self.kinds = {name: kind for name, (_, kind) in heads.items()}
         # a prefix, since a module's own names (train, type) cannot be keys
+        width = config.hidden_size
         self.heads = nn.ModuleDict(
-            {head_key(name): nn.Linear(config.hidden_size, outputs) for name, (outputs, _) in heads.items()}
+            {head_key(name): kind.new_head(model, width, outputs) for name, (outputs, kind) in heads.items()}
         )
-        for head in self.heads.values():
-            assert isinstance(head, nn.Linear)
-            nn.init.normal_(head.weight, std=config.initializer_range)
-            nn.init.zeros_(head.bias)
+        for name, (_, kind) in heads.items():
+            kind.start_head(self.head(name), config.initializer_range)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.distiller: StudentDistiller | None = None
         if teacher is not None and distillation.lambda_feature > 0:
             self.distiller = StudentDistiller(model, teacher, loss=distillation.features)
 
-    def head(self, task: str) -> nn.Linear:
-        """The linear head of a task."""
-        head = self.heads[head_key(task)]
-        assert isinstance(head, nn.Linear)
-        return head
+    def head(self, task: str) -> nn.Module:
+        """The head of a task."""
+        return self.heads[head_key(task)]
 
     def logits(self, batch: Batch) -> Tensor:
-        """Task logits (B, C) of a batch."""
-        logits_BC: Tensor = self.head(batch["task"])(self.dropout(pooled_output(self.model, batch)))
-        return logits_BC
+        """Task logits of a batch, (B, C) or (B, T, C)."""
+        pooling = cast(StudentConfig, self.model.config).classifier_pooling
+        hidden_BTD = last_hidden(self.model, batch)
+        features = self.kinds[batch["task"]].features(hidden_BTD, batch, pooling)
+        logits: Tensor = self.head(batch["task"])(self.dropout(features))
+        return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.distiller is None:
-            return self._task_loss(self.logits(batch), batch)
-        logits_BC, student = self.distiller.record(lambda: self.logits(batch))
-        features = self.distiller.feature_loss(student, batch)
-        return self._task_loss(logits_BC, batch) + self.distillation.lambda_feature * features
+        if self.distiller is None or self.teacher is None:
+            return self._task_loss(self.logits(batch), batch, None)
+        logits, student = self.distiller.record(lambda: self.logits(batch))
+        teacher = teacher_features(self.teacher, batch)
+        features: Tensor = self.distiller(student, teacher, batch["attention_mask"])["total"]
+        return self._task_loss(logits, batch, teacher) + self.distillation.lambda_feature * features
 
     def configure_optimizers(self) -> Any:
         return _optimizer(self, self.training_config)
 
-    def _task_loss(self, logits_BC: Tensor, batch: Batch) -> Tensor:
-        settings, labels_B = self.distillation, batch["labels"]
-        if self.kinds[batch["task"]] == "regression":
-            return nn.functional.mse_loss(logits_BC.float().squeeze(-1), labels_B.float())
-        loss = settings.lambda_label * nn.functional.cross_entropy(logits_BC.float(), labels_B)
-        if settings.lambda_logit > 0:
-            targets_BC = batch["teacher_logits"]
-            if settings.logits == "relational":
-                term = relational_logit_loss(
-                    logits_BC, targets_BC, beta=settings.beta, gamma=settings.gamma, tau=settings.tau
-                )
-            else:
-                term = kl_logit_loss(logits_BC, targets_BC, tau=settings.tau)
-            loss = loss + settings.lambda_logit * term
-        return loss
+    def _task_loss(self, logits: Tensor, batch: Batch, teacher: Features | None) -> Tensor:
+        kind = self.kinds[batch["task"]]
+        if isinstance(kind, LanguageModelling) and self.language is not None and self.distillation.lambda_logit > 0:
+            batch = {**batch, "teacher_logits": self.language.logits(batch, teacher)}
+        return kind.loss(logits, batch, self.distillation)
 
 
 def _optimizer(module: nn.Module, training: TrainingConfig) -> dict[str, Any]:
@@ -141,11 +166,16 @@ def _optimizer(module: nn.Module, training: TrainingConfig) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def predict(module: TaskTraining, batches: list[dict[str, Any]]) -> Tensor:
-    """Logits (N, C) of all batches, in eval mode; the module's mode is restored."""
+def predict(module: TaskTraining, batches: RowBatches) -> Tensor:
+    """What the task's kind keeps of the logits of all rows, in their order, in eval mode; the mode is restored."""
     training = module.training
     module.eval()
+
+    def kept(batch: dict[str, Any]) -> Tensor:
+        batch = on_device(batch, module.device)
+        return module.kinds[batch["task"]].kept(module.logits(batch), batch)
+
     try:
-        return torch.cat([module.logits(on_device(batch, module.device)).float().cpu() for batch in batches])
+        return batches.outputs(kept)
     finally:
         module.train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from elm_nni.distillation.student import inputs_of
 from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.modules import TextDistillation, on_device
 from elm_nni.pipeline.store import write_json
-from elm_nni.pipeline.supernet_stage import make_space
+from elm_nni.pipeline.supernet_stage import make_space, text_batches
 from elm_nni.seeding import seeded
 from elm_nni.strategies.one_shot import set_path, to_supernet
 
@@ -42,15 +43,15 @@ def build_precision(context: Context, folder: Path) -> None:
     """
     config = context.config
     training = config.supernet.pretrain
-    rows = context.corpus[0]
-    batch = rows.batch([index % len(rows) for index in range(_ROWS)])
+    batch = text_batches(context, replace(training, batch_size=_ROWS), "precision")(0)
     with seeded(config.seed, "precision"):
         space = make_space(context)
         to_supernet(space)
         set_path(space, space.random_sample())
         module = TextDistillation(space, context.teacher, distillation=config.distillation, training=training)
     module.to(context.device)
-    known = inputs_of(on_device(batch, context.device))
+    batch = on_device(batch, context.device)
+    known = inputs_of(batch)
     teachers = {name: context.teacher_in(name) for name in ("fp32", "bf16")}
     forwards: dict[str, Callable[[], Any]] = {
         name: partial(teacher.features, known["input_ids"], known["attention_mask"], document_ids=known["document_ids"])
@@ -61,8 +62,7 @@ def build_precision(context: Context, folder: Path) -> None:
 
     def step(bf16: bool) -> None:
         with torch.autocast(context.device, dtype=torch.bfloat16, enabled=bf16):
-            _, student = module.distiller.record(lambda: module.model(**known))
-            loss = module.distiller(student, features, known["attention_mask"])["total"]
+            loss = module.loss(batch, features)
         loss.backward()
         module.zero_grad(set_to_none=True)
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elm_nni.data.batches import TaskRows, evaluation_batches, in_row_order
-from elm_nni.data.metrics import compute_metric, predictions_of
+from elm_nni.data.outputs import RowBatches, SomeRows, TokenizedRows
 from elm_nni.digest import derive_seed, digest
-from elm_nni.distillation.heads import fit_linear_head
-from elm_nni.distillation.student import pooled_output
-from elm_nni.pipeline.context import Context, Task
+from elm_nni.distillation.heads import LinearHead
+from elm_nni.distillation.student import last_hidden
+from elm_nni.modeling.heads_elm import IGNORED_LABEL
+from elm_nni.pipeline.context import Context, Task, task_identity
 from elm_nni.pipeline.modules import on_device
 from elm_nni.pipeline.store import append_json_line, read_json_lines
 from elm_nni.search_spaces.space import ElmSpace
@@ -52,7 +52,8 @@ class Probe:
 
     For every search task a linear head is fitted on the pooled features of some training rows and scored on some
     validation rows with the task's main metric; the mean over tasks and paths counts. The weights are not changed and
-    torch's generator is not used. Test rows are not read.
+    torch's generator is not used. Test rows are not read. Tasks that no linear head learns (answers, embeddings,
+    language modelling) are left out.
 
     Example::
 
@@ -64,13 +65,19 @@ class Probe:
     def __init__(self, context: Context) -> None:
         self.context = context
 
+    @property
+    def tasks(self) -> list[Task]:
+        """The search's tasks that a linear head can learn."""
+        names = self.context.config.search.tasks or tuple(self.context.tasks)
+        tasks = [self.context.tasks[name] for name in names]
+        return [task for task in tasks if task.kind.linear_head not in (None, "identity")]
+
     @cached_property
     def _parts(self) -> list[tuple[Task, _Part, _Part]]:
-        config = self.context.config
-        names = config.search.tasks or tuple(self.context.tasks)
-        tasks = [self.context.tasks[name] for name in names]
-        size, seed = config.supernet.probe_rows, config.seed
-        return [(one, _Part(one, one.train, size, seed), _Part(one, one.validation, size, seed)) for one in tasks]
+        size, seed = self.context.config.supernet.probe_rows, self.context.config.seed
+        return [
+            (one, _Part(one, one.train, size, seed), _Part(one, one.validation, size, seed)) for one in self.tasks
+        ]
 
     def __call__(self, space: ElmSpace, samples: Sequence[dict[str, Any]] | None = None) -> float:
         """The mean metric of the paths of ``samples``, or of fixed ones, at the active widths."""
@@ -87,16 +94,20 @@ class Probe:
         set_path(space, sample)
         scores = []
         for task, train, validation in self._parts:
-            if len(train.labels_N.unique()) < 2:
-                found_N = train.labels_N[:1].expand(len(validation.labels_N)).numpy()
-            else:
-                head = fit_linear_head(
-                    train.features(space), train.labels_N, num_labels=task.num_outputs, kind=task.kind,
-                    seed=self.context.config.seed,
-                )  # fmt: skip
-                found_N = predictions_of(head(validation.features(space)), task.kind)
-            scores.append(compute_metric(task.data.metric, found_N, validation.labels_N))
+            head = self._head(task, train.features(space), train.rows.labels)
+            scores.append(task.score(head(validation.features(space)), validation.rows))
         return float(np.mean(scores))
+
+    def _head(self, task: Task, features_ND: Tensor, labels: Tensor) -> LinearHead:
+        counted = labels[labels != IGNORED_LABEL]
+        if task.kind.linear_head == "multi_label" or len(counted.unique()) >= 2:
+            seed = self.context.config.seed
+            return task.kind.fit_head(features_ND, labels, num_outputs=task.num_outputs, seed=seed)
+        # a few rows may be all alike: their class, or value, is what they teach
+        bias_C = counted[:1].float()
+        if task.num_outputs > 1:
+            bias_C = torch.nn.functional.one_hot(counted[0].long(), task.num_outputs).float()
+        return LinearHead(torch.zeros(task.num_outputs, features_ND.shape[1]), bias_C)
 
     def _fixed(self, space: ElmSpace) -> list[dict[str, Any]]:
         rng = np.random.default_rng(derive_seed(self.context.config.seed, "probe"))
@@ -107,15 +118,20 @@ class Probe:
 class _Part:
     """Some rows of a split, the same in every call."""
 
-    def __init__(self, task: Task, rows: TaskRows, size: int, seed: int) -> None:
+    def __init__(self, task: Task, rows: TokenizedRows, size: int, seed: int) -> None:
         chosen = np.random.default_rng(derive_seed(seed, "probe/rows")).permutation(len(rows))[:size].tolist()
-        self.labels_N = rows.labels[chosen]
-        self._batches, self._order = evaluation_batches(rows, task.name, chosen)
+        self.rows = SomeRows(rows, chosen)
+        self._kind, self._batches = task.kind, RowBatches(self.rows, task.name, keep=True)
 
     def features(self, space: ElmSpace) -> Tensor:
-        device = next(space.parameters()).device
-        pooled = [pooled_output(space, on_device(batch, device)).float().cpu() for batch in self._batches]
-        return in_row_order(torch.cat(pooled), self._order)
+        """What a head reads of the rows, (N, D), or of their tokens, (sum of lengths, D)."""
+        device, pooling = next(space.parameters()).device, space.settings.pooling
+
+        def features_of(batch: dict[str, Any]) -> Tensor:
+            batch = on_device(batch, device)
+            return self._kind.features(last_hidden(space, batch), batch, pooling)
+
+        return self._batches.outputs(features_of)
 
 
 class ProbeRecorder:
@@ -137,7 +153,8 @@ class ProbeRecorder:
         self._known = {point.step for point in points}
         for point in points:
             context.observe(point)
-        self._probe = Probe(context) if context.config.supernet.probe_rows else None
+        probe = Probe(context)
+        self._probe = probe if context.config.supernet.probe_rows and probe.tasks else None
 
     def record(
         self, step: int, *, loss: float | None = None, samples: Sequence[dict[str, Any]] | None = None
@@ -163,7 +180,7 @@ class ProbeRecorder:
 def probe_file(context: Context) -> str:
     """Name of the file of points: a supernet may serve several sets of tasks, each with points of its own."""
     config = context.config
-    tasks = [asdict(task) for task in config.tasks]
+    tasks = [task_identity(task) for task in config.tasks]
     return f"probe-{digest([tasks, list(config.search.tasks), config.supernet.probe_rows])}.jsonl"
 
 

@@ -27,12 +27,13 @@ from elm_nni.pipeline import (
 )
 from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config
-from elm_nni.pipeline.context import Context, latency_condition
+from elm_nni.pipeline.context import TEXT, Context, latency_condition
 from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
 from elm_nni.pipeline.probe import Point, read_points
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
 from elm_nni.pipeline.store import StageResult, StageStore, versions, write_json
 from elm_nni.pipeline.validation import validate
+from elm_nni.pipeline.vocabulary_stage import vocabulary_facts
 from elm_nni.search_spaces.architecture import architecture_digest
 from elm_nni.seeding import seeded
 
@@ -115,10 +116,20 @@ class Run:
 
     def teacher(self) -> StageResult:
         """Teacher heads and logits."""
-        inputs = teacher_stage.teacher_inputs(self.context)
+        fitted = self.lm_head()
+        inputs = teacher_stage.teacher_inputs(self.context, fitted.digest if fitted else None)
         return self._stage(
-            "teacher", inputs, lambda folder: teacher_stage.build_teacher(self.context, folder), "teacher"
-        )
+            "teacher", inputs,
+            lambda folder: teacher_stage.build_teacher(self.context, folder, fitted.folder if fitted else None),
+            "teacher",
+        )  # fmt: skip
+
+    def lm_head(self) -> StageResult | None:
+        """The language-model head that is fitted for a teacher without one; None where it has its own or needs none."""
+        if TEXT not in self.context.tasks or self.config.teacher.lm_head == "own":
+            return None
+        inputs = teacher_stage.lm_head_inputs(self.context)
+        return self._stage("lm_head", inputs, lambda folder: teacher_stage.build_lm_head(self.context, folder))
 
     def supernet(self) -> StageResult:
         """The distilled and grown supernet."""
@@ -279,7 +290,8 @@ class Run:
         files = {name: result.folder for name, result in self.onnx(int8=int8).items()} if onnx else {}
         results = self.directory.path / RESULTS
         facts = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
-        return export_model(self.directory.path / "model", models, files, facts)
+        kinds = {name: task.kind for name, task in self.context.tasks.items()}
+        return export_model(self.directory.path / "model", models, kinds, files, facts)
 
     def all(self) -> dict[str, Any]:
         """Every stage; returns ``results.json``."""
@@ -329,6 +341,7 @@ class Run:
             {
                 **found, "architecture": architecture, "digest": architecture_digest(architecture),
                 "params": count_parameters(architecture, settings),
+                "vocabulary": None if self.context.vocabulary is None else vocabulary_facts(self.context.vocabulary),
                 "params_outside_embeddings": parameters_outside_embeddings(architecture, settings),
                 "param_budget": self.config.limits.max_params,
                 "latency_ms": {

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from elm_nni.analysis.pareto import non_dominated
 from elm_nni.cost.latency_table import LatencyTable, cheapest
 from elm_nni.cost.parameters import count_parameters, extreme_architecture, parameters_outside_embeddings
-from elm_nni.data.batches import evaluation_batches, in_row_order
+from elm_nni.data.outputs import RowBatches
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import LimitsConfig, SearchConfig
 from elm_nni.pipeline.context import Context, Task
@@ -27,7 +27,6 @@ from elm_nni.pipeline.probe import ProbeRecorder
 from elm_nni.pipeline.sampler_search import Proposal, SamplerSearch, measures
 from elm_nni.pipeline.store import append_json_line, read_json_lines, write_json
 from elm_nni.pipeline.supernet_stage import load_supernet, load_widths
-from elm_nni.pipeline.teacher_stage import score
 from elm_nni.search_spaces.architecture import cell_name, chosen_blocks, layer_label
 from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.strategies.evolution import Constraints, Evolution, Individual, Limit
@@ -51,14 +50,13 @@ class SupernetScorer:
         )  # fmt: skip
         self.module.heads.load_state_dict(load_file(folder / HEADS))
         self.module.to(context.device)
-        self._batches = [evaluation_batches(task.search, task.name) for task in self.tasks]
+        self._batches = [RowBatches(task.search, task.name, keep=True) for task in self.tasks]
 
     def __call__(self, sample: dict[str, Any]) -> float:
         set_path(self.space, sample)
-        scores = []
-        for task, (batches, order) in zip(self.tasks, self._batches):
-            logits_NC = in_row_order(predict(self.module, batches), order)
-            scores.append(score(task, logits_NC, task.search.labels))
+        scores = [
+            task.score(predict(self.module, batches), task.search) for task, batches in zip(self.tasks, self._batches)
+        ]
         return float(np.mean(scores))
 
 

@@ -12,14 +12,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from elm_nni.data.batches import evaluation_batches, in_row_order
+from elm_nni import modeling
+from elm_nni.data.outputs import RowBatches
 from elm_nni.modeling.configuration_elm import ElmConfig
-from elm_nni.modeling.modeling_elm import ElmForSequenceClassification, ElmModel
+from elm_nni.modeling.modeling_elm import ElmModel, ElmPreTrainedModel
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation, on_device, predict
 from elm_nni.pipeline.store import StageResult, write_json
-from elm_nni.pipeline.supernet_stage import start_token_table, task_batches, text_batches
-from elm_nni.pipeline.teacher_stage import score
+from elm_nni.pipeline.supernet_stage import (
+    load_lm_head,
+    save_lm_head,
+    start_token_table,
+    task_batches,
+    text_batches,
+    text_objective,
+)
+from elm_nni.pipeline.teacher_stage import load_language_teacher
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.architecture import shared_config
 from elm_nni.seeding import seeded
@@ -35,8 +43,7 @@ def pretrain_inputs(
     return {
         **context.identity, "architecture": architecture, "training": asdict(config.retrain.pretrain),
         "data": context.corpus[0].manifest["digest"], "holdout_rows": config.data.holdout_rows,
-        "features": config.distillation.features, "token_table": config.distillation.token_table,
-        "precision": precision, "inherited": inherited,
+        **text_objective(config.distillation), "precision": precision, "inherited": inherited,
     }  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def build_pretrain(
 
 
 def train_on_text(context: Context, folder: Path, model: nn.Module, precision: dict[str, str]) -> None:
-    """Distils the teacher's features into any model with ``embeddings``, ``layers`` and ``config``, in place.
+    """Trains any model with ``embeddings``, ``layers`` and ``config`` on text, in place; saves a language-model head.
 
     Call it with seeded generators: the projections to the teacher's width are drawn here.
     """
@@ -70,18 +77,19 @@ def train_on_text(context: Context, folder: Path, model: nn.Module, precision: d
         folder=folder / "checkpoints", seed=config.seed, stage="pretrain", precision=precision["student"],
         log=context.log,
     )  # fmt: skip
+    save_lm_head(module, folder)
     context.log("pretrain", holdout_loss=_holdout_loss(context, module, config.retrain.pretrain.batch_size))
 
 
 @torch.inference_mode()
 def _holdout_loss(context: Context, module: TextDistillation, batch_size: int) -> float:
-    """The mean feature loss on the text rows that are held out of training."""
-    rows = context.corpus[1]
+    """The mean loss on the text rows that are held out of training; the test part of a text task stays unread."""
+    rows = context.held_out_text
     # Lightning leaves the module on the CPU after a fit, the teacher stays where it was
     module.to(context.device).eval()
     starts = range(0, len(rows), batch_size)
     batches = [rows.batch(list(range(start, min(start + batch_size, len(rows))))) for start in starts]
-    losses = [float(module.feature_loss(on_device(batch, module.device))) for batch in batches]
+    losses = [float(module.loss(on_device(batch, module.device))) for batch in batches]
     sizes = [len(batch["input_ids"]) for batch in batches]
     module.cpu().train()
     return round(sum(loss * size for loss, size in zip(losses, sizes)) / len(rows), 5)
@@ -93,7 +101,7 @@ def finetune_inputs(
     """What a fine-tuned model depends on."""
     config = context.config
     distillation = asdict(config.distillation)
-    distillation.pop("token_table")
+    distillation.pop("token_table"), distillation.pop("objective")
     return {
         "pretrain": pretrain, "teacher": teacher, "task": task.name, "seed": config.seed, "precision": precision,
         "training": asdict(config.retrain.finetune), "distillation": distillation,
@@ -108,31 +116,34 @@ def build_finetune(
     with seeded(context.config.seed, f"finetune/{task.name}"):
         model = ElmModel(ElmConfig.from_architecture(architecture, **shared_config(context.settings)))
         model.load_state_dict(load_file(pretrain / WEIGHTS))
-        head = train_on_task(context, folder, model, teacher, task, precision)
-    classifier = to_classifier(model, head, task)
-    classifier.save_pretrained(folder / "model")
+        head = train_on_task(context, folder, model, teacher, task, precision, pretrain)
+    to_transformers(model, head, task, context.tokenizer).save_pretrained(folder / "model")
     context.tokenizer.save_pretrained(folder / "model")
 
 
 def train_on_task(
-    context: Context, folder: Path, model: nn.Module, teacher: Path, task: Task, precision: dict[str, str]
-) -> nn.Linear:
+    context: Context, folder: Path, model: nn.Module, teacher: Path, task: Task, precision: dict[str, str],
+    pretrain: Path | None = None,
+) -> nn.Module:  # fmt: skip
     """Fine-tunes any model with ``embeddings``, ``layers`` and ``config`` in place; returns the head.
 
-    Writes the validation score. Call it with seeded generators: head and projections are drawn here.
+    A language-model head starts from that of ``pretrain``, the folder of :func:`train_on_text`, if there is one. Writes
+    the validation score. Call it with seeded generators: head and projections are drawn here.
     """
     config = context.config
     module = TaskTraining(
         model, context.teacher_in(precision["teacher"]), distillation=config.distillation,
         training=config.retrain.finetune, heads={task.name: (task.num_outputs, task.kind)},
+        language=load_language_teacher(context, teacher, precision["teacher"]),
     )  # fmt: skip
+    if pretrain is not None:
+        load_lm_head(module, pretrain)
     fit(
         module, task_batches([task], teacher, config.retrain.finetune, config.seed, "finetune"),
         config.retrain.finetune, folder=folder / "checkpoints", seed=config.seed, stage="finetune",
         precision=precision["student"], log=context.log,
     )  # fmt: skip
-    batches, order = evaluation_batches(task.validation, task.name)
-    value = score(task, in_row_order(predict(module, batches), order), task.validation.labels)
+    value = task.score(predict(module, RowBatches(task.validation, task.name)), task.validation)
     context.log("finetune", task=task.name, validation=value)
     write_json(folder / SCORES, {"validation": value})
     return module.head(task.name)
@@ -146,16 +157,11 @@ def validation_scores(models: Mapping[str, StageResult]) -> dict[str, float]:
     }
 
 
-def to_classifier(model: ElmModel, head: nn.Module, task: Task) -> ElmForSequenceClassification:
+def to_transformers(model: ElmModel, head: nn.Module, task: Task, tokenizer: Any) -> ElmPreTrainedModel:
     """The transformers model with the trained encoder and head."""
-    names = list(task.data.label_names) or [task.name]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    kind = "regression" if task.kind == "regression" else "single_label_classification"
-    config = ElmConfig.from_dict(
-        {**model.config.to_dict(), **labels, "num_labels": task.num_outputs, "problem_type": kind}
-    )
-    classifier = ElmForSequenceClassification(config)
-    classifier.elm.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        classifier.classifier.load_state_dict(head.state_dict())
-    return classifier.eval()
+    names, kind = list(task.data.label_names) or [task.name], task.kind
+    config = ElmConfig.from_dict({**model.config.to_dict(), **kind.config(task.num_outputs, names, tokenizer)})
+    whole: ElmPreTrainedModel = getattr(modeling, kind.elm_class)(config)
+    whole.get_submodule("elm").load_state_dict(model.state_dict())
+    kind.install_head(head, whole)
+    return whole.eval()

@@ -8,21 +8,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from elm_nni.cost.parameters import mean_parameters
 from elm_nni.data.batches import BucketBatchSampler, StepBatchSampler
+from elm_nni.data.language import LanguageRows, with_labels
+from elm_nni.data.outputs import outputs_of_rows
 from elm_nni.data.streaming import StreamingPacked
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.table import svd_token_table
 from elm_nni.errors import UserError
-from elm_nni.pipeline.config import TrainingConfig
-from elm_nni.pipeline.context import Context, Task
+from elm_nni.kinds import language_kind
+from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
+from elm_nni.pipeline.context import TEXT, Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation
 from elm_nni.pipeline.probe import ProbeRecorder
 from elm_nni.pipeline.store import write_json
-from elm_nni.pipeline.teacher_stage import load_teacher_logits
+from elm_nni.pipeline.teacher_stage import load_language_teacher, load_teacher_logits
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.seeding import seeded
@@ -31,7 +35,7 @@ from elm_nni.strategies.growth_callback import GrowthCallback
 from elm_nni.strategies.one_shot import ElmOneShot
 from elm_nni.strategies.supernet_files import HEADS, WEIGHTS
 
-WIDTHS, GROWTH = "widths.json", "growth.jsonl"
+WIDTHS, GROWTH, LM_HEAD = "widths.json", "growth.jsonl", "lm_head.safetensors"
 
 
 def supernet_inputs(context: Context, precision: dict[str, str]) -> dict[str, Any]:
@@ -43,8 +47,7 @@ def supernet_inputs(context: Context, precision: dict[str, str]) -> dict[str, An
         "holdout_rows": config.data.holdout_rows,
         "growth": asdict(config.growth) if config.growth.enabled else None,
         "training": asdict(config.supernet.pretrain),
-        "features": config.distillation.features,
-        "token_table": config.distillation.token_table,
+        **text_objective(config.distillation),
         "precision": precision,
     }
 
@@ -88,13 +91,14 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
         ]
         (folder / GROWTH).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     _save(space, folder)
+    save_lm_head(module, folder)
 
 
 def supernet_tasks_inputs(context: Context, supernet: str, teacher: str, precision: dict[str, str]) -> dict[str, Any]:
     """What the fine-tuned supernet depends on."""
     config = context.config
     distillation = asdict(config.distillation)
-    distillation.pop("token_table")
+    distillation.pop("token_table"), distillation.pop("objective")
     return {
         "supernet": supernet, "teacher": teacher, "seed": config.seed, "precision": precision,
         "training": asdict(config.supernet.tasks), "distillation": distillation,
@@ -113,7 +117,9 @@ def build_supernet_tasks(
         module = TaskTraining(
             space, context.teacher_in(precision["teacher"]), distillation=config.distillation, training=training,
             heads={name: (task.num_outputs, task.kind) for name, task in context.tasks.items()},
+            language=load_language_teacher(context, teacher, precision["teacher"]),
         )  # fmt: skip
+        load_lm_head(module, supernet)
     fit(
         strategy.configure_oneshot_module(module),
         task_batches(list(context.tasks.values()), teacher, training, config.seed, "supernet-tasks"), training,
@@ -122,6 +128,27 @@ def build_supernet_tasks(
     )  # fmt: skip
     _save(space, folder)
     save_file({name: value.contiguous() for name, value in module.heads.state_dict().items()}, folder / HEADS)
+
+
+def text_objective(distillation: DistillationConfig) -> dict[str, Any]:
+    """What training on text depends on of the losses."""
+    language = {"objective": distillation.objective, "lambda_label": distillation.lambda_label}
+    return {
+        "features": distillation.features, "token_table": distillation.token_table,
+        **({} if distillation.objective == "distill" else language),
+    }  # fmt: skip
+
+
+def save_lm_head(module: TextDistillation, folder: Path) -> None:
+    """Writes the language-model head of a training on text, if its objective has one."""
+    if module.lm_head is not None:
+        save_file(module.lm_head.state_dict(), folder / LM_HEAD)
+
+
+def load_lm_head(module: TaskTraining, folder: Path) -> None:
+    """Starts the head of the text task from the one that training on text left in its folder, if both are there."""
+    if (folder / LM_HEAD).exists() and TEXT in module.kinds:
+        module.head(TEXT).load_state_dict(load_file(folder / LM_HEAD))
 
 
 def make_space(context: Context) -> ElmSpace:
@@ -183,7 +210,18 @@ def check_growth(epoch_steps: int, training: TrainingConfig) -> None:
 
 
 def text_batches(context: Context, training: TrainingConfig, stage: str) -> Callable[[int], dict[str, Any]]:
-    """Step to batch of packed text."""
+    """Step to batch of packed text, with the tokens to predict where the objective asks for them."""
+    seed, kind = context.config.seed, language_kind(context.config.distillation.objective)
+    batch_of = _packed_batches(context, training, stage)
+    if kind is None:
+        return batch_of
+    masking = context.masking(kind.name)
+    return lambda step: with_labels(
+        batch_of(step), masking, lambda place: np.random.default_rng(derive_seed(seed, f"{stage}/mask/{step}", place))
+    )
+
+
+def _packed_batches(context: Context, training: TrainingConfig, stage: str) -> Callable[[int], dict[str, Any]]:
     if context.config.data.streaming:
         return StreamedBatches(context, training.batch_size)
     rows = context.corpus[0]
@@ -218,7 +256,11 @@ def task_batches(
     tasks: list[Task], teacher: Path, training: TrainingConfig, seed: int, stage: str
 ) -> Callable[[int], dict[str, Any]]:
     """Step to batch of task rows with the teacher's logits; step s is of task s modulo their number."""
-    logits = {task.name: load_teacher_logits(teacher, task.name) for task in tasks}
+    logits = {
+        task.name: load_teacher_logits(teacher, task.name)
+        for task in tasks
+        if not isinstance(task.train, LanguageRows)
+    }
     samplers = {
         task.name: BucketBatchSampler(
             task.train.lengths, training.batch_size, derive_seed(seed, task.name), stage, num_steps=training.steps
@@ -229,7 +271,10 @@ def task_batches(
     def batch_of(step: int) -> dict[str, Any]:
         task = tasks[step % len(tasks)]
         rows = samplers[task.name].batch(step // len(tasks))
-        return {**task.train.batch(rows), "teacher_logits": logits[task.name][rows], "task": task.name}
+        if isinstance(task.train, LanguageRows):
+            return {**task.train.training_batch(rows, step), "task": task.name}
+        targets = outputs_of_rows(logits[task.name], task.train, rows)
+        return {**task.train.batch(rows), "teacher_logits": targets, "task": task.name}
 
     return batch_of
 

@@ -23,6 +23,7 @@ from elm_nni.cost.runtimes import Call, Part, make_calls
 from elm_nni.cost.timing import median_iqr, pinned_threads
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
 from elm_nni.distillation.heads import TeacherClassifier, mean_pool
+from elm_nni.distillation.language import LanguageTeacher
 from elm_nni.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,21 @@ class _TeacherWithHead(nn.Module):
         return self.head(mean_pool(hidden_BTD, attention_mask))
 
 
-def classifier_module(classifier: TeacherClassifier | FineTunedClassifier) -> nn.Module:
+class _TeacherOfLanguage(nn.Module):
+    """Logits of the last token, as a causal model begins to generate."""
+
+    def __init__(self, language: LanguageTeacher):
+        super().__init__()
+        self.model, self.head = language.teacher.model, language.head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.model(input_ids=input_ids, attention_mask=attention_mask)[0][:, -1:])
+
+
+def classifier_module(classifier: TeacherClassifier | FineTunedClassifier | LanguageTeacher) -> nn.Module:
     """A teacher with its head as a module from token ids and mask (B, T) to logits (B, C), without features."""
+    if isinstance(classifier, LanguageTeacher):
+        return _TeacherOfLanguage(classifier)
     return Model(classifier.model) if isinstance(classifier, FineTunedClassifier) else _TeacherWithHead(classifier)
 
 

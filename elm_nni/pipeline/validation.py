@@ -61,6 +61,16 @@ def validate(config: Config) -> None:
             "data.limit_tokens", config.data.limit_tokens,
             config.data.limit_tokens is None or config.data.limit_tokens >= 1, ">= 1 or null",
         ),
+        ("vocabulary.min_count", config.vocabulary.min_count, config.vocabulary.min_count >= 1, ">= 1"),
+        (
+            "vocabulary.max_size", config.vocabulary.max_size,
+            config.vocabulary.max_size is None or config.vocabulary.max_size >= 1, ">= 1 or null",
+        ),
+        (
+            "vocabulary.trim", config.vocabulary.trim, not (config.vocabulary.trim and config.data.streaming),
+            "false where data.streaming is true",
+        ),
+        ("teacher.lm_head_steps", config.teacher.lm_head_steps, config.teacher.lm_head_steps >= 1, ">= 1"),
         ("latency.repeats", config.latency.repeats, config.latency.repeats >= 1, ">= 1"),
         ("latency.threads", config.latency.threads, config.latency.threads >= 1, ">= 1"),
         ("latency.batch_size", config.latency.batch_size, config.latency.batch_size >= 1, ">= 1"),
@@ -103,6 +113,10 @@ def validate(config: Config) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"tasks: names must differ, got {', '.join(names)}")
     for task in config.tasks:
+        if task.test_source is not None and task.kind != "question_answering":
+            raise UserError(
+                f"tasks.{task.name}.test_source: {task.test_source!r} is not allowed; it belongs to question_answering"
+            )
         if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
             raise UserError(
                 f"tasks.{task.name}.limit_rows: {task.limit_rows} is not allowed; it must be >= {_LEAST_ROWS} or null"

@@ -19,11 +19,14 @@ VALUES = ("validation", "params", "params_outside_embeddings", "latency_ms")
 PRUNERS = ("none", "median", "hyperband", "patient")
 # The stages in their order, each with the keys (or sections) that make it the first to be built again.
 _FIRST_STAGE = {
-    "precision": ("seed", "precision", "space", "teacher.name", "teacher.precision", "data.sequence_length"),
+    "precision": (
+        "seed", "precision", "space", "teacher.name", "teacher.precision", "data.sequence_length", "vocabulary",
+    ),
     "latency": ("latency",),
     "teacher": ("teacher", "tasks", "search.validation_size"),
     "supernet": (
         "data", "growth", "supernet.pretrain", "distillation.features", "distillation.token_table",
+        "distillation.objective",
     ),
     "supernet_tasks": ("supernet.tasks", "distillation"),
     "search": ("limits", "latency.table", "search"),

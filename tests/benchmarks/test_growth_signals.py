@@ -13,7 +13,6 @@ from typing import Any
 import growth_signals
 import numpy as np
 import pytest
-import torch
 import yaml
 from growth_signals import checked_signals, compare, open_trials, outcome, run_of
 from growth_signals_results import (
@@ -33,9 +32,7 @@ from quality.trial import Trial
 from safetensors import safe_open
 
 from elm_nni.cost.parameters import count_parameters, full_heads, mean_parameters, parameters_outside_embeddings
-from elm_nni.data.batches import evaluation_batches, in_row_order
 from elm_nni.errors import UserError
-from elm_nni.modeling import ElmForSequenceClassification
 from elm_nni.modeling.blocks_elm import BLOCKS
 from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.runner import Run
@@ -46,6 +43,7 @@ from elm_nni.report.style import to_png
 from elm_nni.search_spaces.architecture import canonical, preset_settings
 
 from ..pipeline.conftest import settings
+from .scores import validation_accuracy
 
 SYSTEMS = [PCA, "random", NO_GROWTH]
 
@@ -68,17 +66,6 @@ def grown_cells(run: Run) -> Counter[str]:
     """Cell to how often it grew, from the events of the run's growth."""
     lines = read_json_lines(run.supernet().folder / "growth.jsonl")
     return Counter(event["cell"] for line in lines for event in line["events"])
-
-
-def validation_score(folder: Path, run: Run) -> float:
-    """Accuracy of a saved model, as transformers loads it, on validation rows."""
-    task = run.context.tasks["reviews"]
-    model = ElmForSequenceClassification.from_pretrained(folder / "model").eval()
-    batches, order = evaluation_batches(task.validation, task.name)
-    with torch.no_grad():
-        logits = [model(one["input_ids"], attention_mask=one["attention_mask"]).logits for one in batches]
-    found_N = in_row_order(torch.cat(logits), order).argmax(-1)
-    return float((found_N == task.validation.labels).float().mean())
 
 
 def model_size(folder: Path) -> int:
@@ -209,7 +196,8 @@ def check_scores(found: dict[str, Any], runs: dict[str, Run], trial: Trial) -> N
             continue
         model = trial.run().train(one["architecture"], f"{system} anew", None)["reviews"]
         assert model.cached
-        assert one["trained"] == {"reviews": pytest.approx(validation_score(model.folder, run))}
+        accuracy = validation_accuracy(model.folder / "model", run.context.tasks["reviews"])
+        assert one["trained"] == {"reviews": pytest.approx(accuracy)}
         assert one["size"] == model_size(model.folder) == pytest.approx(target, rel=0.02)
     assert len({tuple(one["inherited"]) for one in found.values()}) > 1
     assert sum(one["reason"] is None for one in found.values()) > 1

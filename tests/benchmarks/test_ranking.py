@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ranking
-import torch
 import yaml
 from ranking import LOSSES, draw
 from ranking_results import Scored, correlation_table, correlations, difference_table, plot, tau_difference
@@ -19,15 +18,14 @@ from ranking_runs import Runs, open_runs
 from scipy import stats
 
 from elm_nni.cost.parameters import count_parameters, full_heads
-from elm_nni.data.batches import evaluation_batches, in_row_order
 from elm_nni.errors import UserError
-from elm_nni.modeling import ElmForSequenceClassification
 from elm_nni.pipeline.search_stage import SupernetScorer, with_widths
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.report.style import to_png
 from elm_nni.search_spaces.architecture import canonical
 
 from ..pipeline.conftest import settings
+from .scores import validation_accuracy
 
 BLOCKS = ["bert", "bert_qv", "bert_kv", "mobile", "mobile_qv", "mobile_kv"]
 
@@ -39,17 +37,6 @@ def small(own: Path) -> dict[str, Any]:
     changed["supernet"] = {"pretrain": training, "tasks": training | {"steps": 14, "lr": 1e-2}, "probe_rows": 0}
     changed["retrain"] = {"pretrain": training | {"steps": 2}, "finetune": training | {"steps": 6, "lr": 1e-2}}
     return changed
-
-
-def validation_score(folder: Path, runs: Runs, loss: str) -> float:
-    """Accuracy of a saved model, as transformers loads it, on validation rows."""
-    task = runs[0, loss].context.tasks["reviews"]
-    model = ElmForSequenceClassification.from_pretrained(folder).eval()
-    batches, order = evaluation_batches(task.validation, task.name)
-    with torch.no_grad():
-        logits = [model(one["input_ids"], attention_mask=one["attention_mask"]).logits for one in batches]
-    found_N = in_row_order(torch.cat(logits), order).argmax(-1)
-    return float((found_N == task.validation.labels).float().mean())
 
 
 def test_the_command_ranks_the_architectures_of_a_run(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -80,7 +67,8 @@ def test_the_command_ranks_the_architectures_of_a_run(own: Path, tmp_path: Path,
             assert one["standalone"] == {"reviews": one["mean_standalone"]}
         [first] = run.train(mine[0]["architecture"], "anew", None).values()
         assert first.cached
-        assert mine[0]["mean_standalone"] == pytest.approx(validation_score(first.folder / "model", runs, loss))
+        accuracy = validation_accuracy(first.folder / "model", runs[0, loss].context.tasks["reviews"])
+        assert mine[0]["mean_standalone"] == pytest.approx(accuracy)
         found = next(one for one in results["correlations"] if one["loss"] == loss)
         scores = [one["inherited"] for one in mine], [one["mean_standalone"] for one in mine]
         if found["kendall"]:

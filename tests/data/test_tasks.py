@@ -1,12 +1,9 @@
 import json
 
-import datasets
 import pytest
 
-from elm_nni.data import tasks
 from elm_nni.data.metrics import compute_metric, tfidf_baseline
 from elm_nni.data.tasks import (
-    TASKS,
     TaskSpec,
     find_task,
     limit_rows,
@@ -163,16 +160,31 @@ def test_bad_columns(columns):
 
 
 def test_bad_specs():
-    with pytest.raises(ValueError, match="kind must be classification or regression, got 'ranking'"):
+    with pytest.raises(ValueError, match="kind must be one of classification, regression, .*, got 'ranking'"):
         TaskSpec(name="a", source="a.csv", kind="ranking")
     with pytest.raises(ValueError, match="metric must be one of accuracy, .*, got 'bleu'"):
         TaskSpec(name="a", source="a.csv", metric="bleu")
     with pytest.raises(ValueError, match="text must name one or two columns, got 3"):
         TaskSpec(name="a", source="a.csv", text=("a", "b", "c"))
+    with pytest.raises(ValueError, match="text must name one column, got 2"):
+        TaskSpec(name="a", source="a.jsonl", kind="token_classification", metric="entity_f1", text=("a", "b"))
+    with pytest.raises(ValueError, match="extra_tests need a test_split"):
+        TaskSpec(name="a", source="a.csv", extra_tests=(("hard", "test_hard"),))
+    with pytest.raises(ValueError, match="metric 'pearson' does not fit kind 'classification'"):
+        TaskSpec(name="a", source="a.csv", metrics=("f1", "pearson"))
     with pytest.raises(ValueError, match="max_length must be at least 8 tokens, got 4"):
         TaskSpec(name="a", source="a.csv", max_length=4)
     with pytest.raises(UserError, match="metric 'f1' does not fit kind 'regression'; those that do: pearson, spearman"):
         task_from_file("a.csv", "text=a,label=b", metric="f1", kind="regression")
+
+
+def test_reported_metrics():
+    assert TaskSpec(name="a", source="a.csv").reported == ("accuracy",)
+    assert TaskSpec(name="a", source="a.csv", metric="f1", metrics=("accuracy", "f1")).reported == ("f1", "accuracy")
+    expected = {"multi_label": ("f1_micro", "f1_macro", "subset_accuracy"), "regression": ("spearman",),
+                "token_classification": ("entity_f1", "token_accuracy")}  # fmt: skip
+    for kind, names in expected.items():
+        assert task_from_file("a.jsonl", "text=a,label=b", kind=kind).reported == names
 
 
 def test_limited_rows_are_drawn_by_the_seed_and_nested(polarity):
@@ -198,59 +210,3 @@ def test_search_validation_is_cut_from_train(polarity):
     assert len(split_search_validation(small)[1]) == 10
     with pytest.raises(ValueError, match="size must be at least 1 row, got 0"):
         split_search_validation(small, size=0)
-
-
-GLUE_COLUMNS = {
-    "cola": (["sentence"], ["unacceptable", "acceptable"]),
-    "sst2": (["sentence"], ["negative", "positive"]),
-    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
-    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
-    "stsb": (["sentence1", "sentence2"], None),
-    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
-    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
-    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
-    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
-}
-
-
-def _glue_rows(columns, classes, split, num_rows):
-    label = datasets.ClassLabel(names=classes) if classes else datasets.Value("float32")
-    features = datasets.Features({name: datasets.Value("string") for name in columns} | {"label": label})
-    labels = [number % len(classes) if classes else number / 10 for number in range(num_rows)]
-    if classes:
-        labels[-1] = -1
-    values = {name: [f"{split} {name} {number}" for number in range(num_rows)] for name in columns}
-    return datasets.Dataset.from_dict(values | {"label": labels}, features=features)
-
-
-@pytest.mark.parametrize("name", GLUE_COLUMNS)
-def test_glue_columns_splits_and_metrics(name, tmp_path, monkeypatch):
-    """A local folder of the hub repository's layout stands in for the network; the loading code is the real one."""
-    columns, classes = GLUE_COLUMNS[name]
-    suffix = "_matched" if name == "mnli" else ""
-    parts = {"train": _glue_rows(columns, classes, "train", 61), "dev": _glue_rows(columns, classes, "dev", 31)}
-    (tmp_path / "glue" / name).mkdir(parents=True)
-    parts["train"].to_parquet(tmp_path / "glue" / name / "train-0.parquet")
-    parts["dev"].to_parquet(tmp_path / "glue" / name / f"validation{suffix}-0.parquet")
-    files = "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", f"validation{suffix}"))
-    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n- config_name: {name}\n  data_files:\n{files}---\n")
-    spec = TASKS[name]
-    assert (spec.source, spec.config, spec.test_split) == ("nyu-mll/glue", name, f"validation{suffix}")
-    monkeypatch.setitem(tasks.TASKS, name, TaskSpec(**{**vars(spec), "source": str(tmp_path / "glue")}))
-    data = load_task(name, cache_dir=tmp_path / "cache")
-    withheld = 1 if classes else 0
-    assert len(data.test) == 31 - withheld
-    assert len(data.validation) == 6
-    assert len(data.train) == 61 - withheld - 6
-    assert data.label_names == tuple(classes or ())
-    assert data.is_pair == (len(columns) == 2)
-    for row in data.test:
-        number = int(row["text"].split()[-1])
-        assert row["text"] == f"dev {columns[0]} {number}"
-        assert not data.is_pair or row["text_pair"] == f"dev {columns[1]} {number}"
-        assert row["label"] == pytest.approx(number % len(classes) if classes else number / 10)
-
-
-def test_glue_metrics():
-    expected = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "spearman"}
-    assert {name: TASKS[name].metric for name in GLUE_COLUMNS} == dict.fromkeys(GLUE_COLUMNS, "accuracy") | expected
