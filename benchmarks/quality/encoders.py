@@ -54,7 +54,9 @@ def factorise_table(model: Any, size: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Config:
+class StudentSizes:
+    """What training reads of a student's configuration."""
+
     hidden_size: int
     bottleneck_size: int
     classifier_pooling: str
@@ -77,7 +79,7 @@ class StockEncoder(nn.Module):
         # nothing reads it
         model.pooler = None
         width, config = model.config.hidden_size, model.config
-        self.config = _Config(width, width, "mean", config.hidden_dropout_prob, config.initializer_range)
+        self.config = StudentSizes(width, width, "mean", config.hidden_dropout_prob, config.initializer_range)
         self.embeddings, self.layers = model.embeddings, model.encoder.layer
         # not registered: its parts are, and a checkpoint needs them once
         object.__setattr__(self, "model", model)

@@ -12,10 +12,9 @@ import torch
 from elm_nni.cost.onnx_graph import quantize_graph, require, write_graph
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.evaluate_stage import System as Loaded
-from elm_nni.pipeline.evaluate_stage import onnx_system, predict_rows
+from elm_nni.pipeline.evaluate_stage import onnx_system
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.student_stage import SCORES
-from elm_nni.pipeline.teacher_stage import score
 from quality.trial import Loader, Student, Students, Trial
 
 FILE, FACTS = "model-int8.onnx", "facts.json"
@@ -61,5 +60,5 @@ def _build(context: Context, folder: Path, task: Task, source: Path, load: Loade
     facts = {"params": model.params, "params_outside_embeddings": model.params_outside_embeddings}
     write_json(target / FACTS, facts)
     graph = load_int8(task.name, {task.name: target}, "cpu")
-    value = score(task, predict_rows(graph.logits[task.name], task.validation, task.name), task.validation.labels)
+    value = task.score(task.outputs(graph.logits[task.name], task.validation), task.validation)
     write_json(folder / SCORES, {"validation": value})

@@ -18,11 +18,9 @@ from elm_nni.digest import digest
 from elm_nni.errors import UserError
 from elm_nni.pipeline.context import latency_condition
 from elm_nni.pipeline.evaluate_stage import System as Loaded
-from elm_nni.pipeline.evaluate_stage import predict_rows
 from elm_nni.pipeline.store import StageStore, append_json_line, read_json_lines
 from elm_nni.pipeline.student_stage import validation_scores
 from elm_nni.pipeline.system_latency import measure_systems
-from elm_nni.pipeline.teacher_stage import score
 from quality.comparison import FULL, Comparison
 from quality.systems import SYSTEMS
 from quality.trial import LeftOut, Student, Trial
@@ -115,7 +113,7 @@ class Records:
             for key, one in missing.items():
                 loaded = self._load(one, list(rows))
                 scores = {
-                    name: score(context.tasks[name], predict_rows(loaded.logits[name], some, name), some.labels)
+                    name: context.tasks[name].score(context.tasks[name].outputs(loaded.logits[name], some), some)
                     for name, some in rows.items()
                 }
                 tested[key] = {"key": key, "scores": scores, "rows": {name: len(part) for name, part in rows.items()}}

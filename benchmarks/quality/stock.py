@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel
+from transformers import BertModel, GPT2LMHeadModel
 
 from elm_nni.digest import digest
 from elm_nni.distillation.heads import LinearHead, TeacherClassifier
@@ -22,6 +22,7 @@ from elm_nni.pipeline.store import StageResult, write_json
 from elm_nni.pipeline.student_stage import finetune_inputs, pretrain_inputs, train_on_task, train_on_text
 from elm_nni.pipeline.system_latency import classifier_module, measure_systems
 from elm_nni.seeding import seeded
+from quality.decoders import StockDecoder, gpt2_config, save_decoder
 from quality.encoders import StockEncoder, factorise_table, save_classifier, stock_config
 from quality.trial import SHARED, Student, TracedRun, Trial
 
@@ -54,6 +55,27 @@ def stock_bert(trial: Trial) -> list[Student]:
     return [_fine_tuned(run, "stock", pretrained.digest, start, {"pretrain": pretrained}, facts)]
 
 
+def stock_gpt2(trial: Trial) -> list[Student]:
+    """``GPT2Config`` of full ELM's size, trained on text and tasks as every other system."""
+    run = trial.run()
+    context, chosen = run.context, run.precision()
+    config = gpt2_config(trial.target, context.settings, context.tokenizer.eos_token_id)
+    inputs = pretrain_inputs(context, {"gpt2": config.to_diff_dict()}, chosen, None)
+
+    def build(folder: Path) -> None:
+        with seeded(trial.seed, "stock/weights"):
+            decoder = StockDecoder(GPT2LMHeadModel(config))
+            train_on_text(context, folder, decoder, chosen)
+        decoder.plain().save_pretrained(folder / "model")
+
+    pretrained = run.stage("stock_pretrain", inputs, build, "stock pretrain")
+    facts = {"layers": config.n_layer, "ffn": config.n_inner}
+    start = partial(GPT2LMHeadModel.from_pretrained, pretrained.folder / "model")
+    return [
+        _fine_tuned(run, "stock", pretrained.digest, start, {"pretrain": pretrained}, facts, StockDecoder, save_decoder)
+    ]
+
+
 def fine_tuned_teacher(trial: Trial) -> list[Student]:
     """All weights of the teacher on the labels of each task; there is nobody to distil from."""
     changes = {"distillation.lambda_logit": 0.0, "distillation.lambda_feature": 0.0}
@@ -81,16 +103,17 @@ def _copy(teacher: Teacher, layers: int, table_size: int | None = None) -> Any:
 
 
 def _fine_tuned(
-    run: TracedRun, name: str, start_digest: str, start: Start, before: dict[str, StageResult], facts: dict[str, Any]
-) -> Student:
+    run: TracedRun, name: str, start_digest: str, start: Start, before: dict[str, StageResult], facts: dict[str, Any],
+    wrap: Callable[[Any], Any] = StockEncoder, save: Callable[..., None] = save_classifier,
+) -> Student:  # fmt: skip
     """A student of its own for each task, from the same start."""
     context, chosen, teacher = run.context, run.precision(), run.teacher()
 
     def build(folder: Path, task: Task) -> None:
         with seeded(context.config.seed, f"stock/{task.name}"):
-            encoder = StockEncoder(start())
+            encoder = wrap(start())
             head = train_on_task(context, folder, encoder, teacher.folder, task, chosen)
-        save_classifier(encoder, head, context.tokenizer, folder / "model")
+        save(encoder, head, context.tokenizer, folder / "model")
 
     models = {}
     for task in context.tasks.values():

@@ -26,9 +26,10 @@ from elm_nni.pipeline.search_stage import SUMMARY, make_limits
 from elm_nni.pipeline.supernet_stage import load_widths
 from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, layer_label
 from quality.comparison import FULL
+from quality.decoders import load_decoders
 from quality.encoders import load_stock
 from quality.int8 import load_int8, quantised
-from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert
+from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert, stock_gpt2
 from quality.trial import SHARED, LeftOut, Loader, Student, Students, TracedRun, Trial
 
 Changes = Mapping[str, Any]
@@ -215,7 +216,7 @@ _INHERITED = f"{FULL} (inherited weights)"
 _COMPUTE = "uniform bert given ELM's compute"
 _NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
 _RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
-_STOCK, _TEACHER = "stock BertConfig", "fine-tuned teacher"
+_STOCK, _GPT2, _TEACHER = "stock BertConfig", "stock GPT2Config", "fine-tuned teacher"
 _CUT, _CUT_SVD = "cut teacher", "cut teacher (SVD table)"
 _IN_INT8 = "weights in 8 bits, in onnxruntime"
 
@@ -243,6 +244,8 @@ SYSTEMS: dict[str, System] = {
                searched(_NO_LATENCY, lambda trial: {"limits.max_latency_ms": None}), ("search", "training")),
         System(_STOCK, "BERT of transformers of the space's width and heads; the mean of its tokens is pooled",
                stock_bert, ("training",), load_stock),
+        System(_GPT2, "GPT-2 of transformers of the space's width and heads, for causal spaces", stock_gpt2,
+               ("training",), load_decoders),
         System(_TEACHER, "all weights of the teacher trained on the labels", fine_tuned_teacher, ("teacher_training",),
                load_stock, sized=False),
         System(_CUT, "the teacher's first layers, as many as come nearest to the milliseconds of full ELM's winner, "

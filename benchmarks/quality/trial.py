@@ -144,8 +144,9 @@ Loader = Callable[[str, dict[str, Path], str], Loaded]
 
 
 def _share(first: Run, other: Run) -> None:
-    for part in ("seed", "teacher", "data", "tasks"):
+    for part in ("seed", "teacher", "data", "tasks", "vocabulary"):
         assert getattr(first.config, part) == getattr(other.config, part), f"systems must not differ in {part}"
     assert first.config.search.validation_size == other.config.search.validation_size
     source, target = first.context, other.context
-    target.teacher, target.corpus, target.tasks = source.teacher, source.corpus, source.tasks
+    target.full_teacher, target.teacher = source.full_teacher, source.teacher
+    target.corpus, target.tasks = source.corpus, source.tasks
