@@ -38,9 +38,9 @@ def packed(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPath
 
 
 def test_next_tokens_stay_in_their_document() -> None:
-    ids_BT = torch.tensor([[5, 6, 7, 8, 0], [1, 2, 3, 4, 5]])
-    documents_BT = torch.tensor([[1, 1, 2, 2, 0], [1, 2, 3, 3, 3]])
-    expected = [[6, -100, 8, -100, -100], [-100, -100, 4, 5, -100]]
+    ids_BT = torch.tensor([[5, 6, 7, 8, 0], [1, 2, 3, 4, 5], [1, 2, 0, 0, 0]])
+    documents_BT = torch.tensor([[1, 1, 2, 2, 0], [1, 2, 3, 3, 3], [1, 1, 0, 0, 0]])
+    expected = [[6, -100, 8, -100, -100], [-100, -100, 4, 5, -100], [2, -100, -100, -100, -100]]
     assert next_tokens(ids_BT, documents_BT).tolist() == expected
 
 
