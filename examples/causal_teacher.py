@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -83,15 +84,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="that of the runs: it decides which text is held out")
     given = parser.parse_args()
     train(given)
 
 
 def train(given: argparse.Namespace) -> None:
     """Everything, from the tokenizer to the saved model."""
-    # not offline:imdb itself: its split must be that of the runs that the teacher serves
-    corpus, work = CorpusSpec.parse(given.corpus), given.out.with_name(f".{given.out.name}.work")
+    # text of a task's rows is split by the seed: that of the runs which the teacher serves
+    corpus = replace(CorpusSpec.parse(given.corpus), split_seed=given.seed)
+    work = given.out.with_name(f".{given.out.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer").exists():
         make_tokenizer(corpus, given.vocabulary, given.seed).save_pretrained(work / "tokenizer")

@@ -229,7 +229,7 @@ def load_pruned(folder: str | os.PathLike[str]) -> PreTrainedModel:
         raise UserError(f"{folder} has no config.json; it must be a folder that save_pruned wrote")
     try:
         return load_saved(folder).eval()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{first_line(error)}, or {MAP_FILE} of save_pruned must be beside it") from error
 
 

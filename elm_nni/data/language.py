@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -66,6 +67,10 @@ class Masking:
             raise UserError("the teacher's tokenizer has no mask token: masked language modelling needs one")
         return cls(tokenizer.mask_token_id, tuple(sorted(set(tokenizer.all_special_ids))), len(tokenizer))
 
+    @cached_property
+    def _ordinary_ids(self) -> NDArray[np.int64]:
+        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
+
     def __call__(
         self, input_ids_T: NDArray[np.int64], valid_T: NDArray[np.bool_], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -77,8 +82,7 @@ class Masking:
         chosen = rng.permutation(free)[: max(1, round(self.share * len(free)))]
         labels_T[chosen] = input_ids_T[chosen]
         fate = rng.random(len(chosen))
-        ordinary = np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
-        drawn = rng.choice(ordinary, len(chosen))
+        drawn = rng.choice(self._ordinary_ids, len(chosen))
         hidden_T = input_ids_T.copy()
         hidden_T[chosen] = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, drawn, input_ids_T[chosen]))
         return hidden_T, labels_T
@@ -122,12 +126,12 @@ class LanguageRows:
         self.packed, self.tokenizer, self.masking, self.seed = packed, tokenizer, masking, seed
         self.lengths = np.full(len(packed), packed.sequence_length, dtype=np.int64)
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """The labels of all rows' tokens one after the other, (sum of lengths,)."""
         return self.batch(range(len(self)))["labels"].flatten()
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """UTF-8 bytes of the text that a causal model predicts here: that of each document but for its first token."""
         total = 0

@@ -99,7 +99,20 @@ def limit_rows(train: datasets.Dataset, most: int, seed: int = 0) -> datasets.Da
         >>> limit_rows(load_task("polarity").train, 1000).num_rows
         1000
     """
+    return train.select(drawn_rows(len(train), most, seed))
+
+
+def drawn_rows(num_rows: int, most: int, seed: int) -> list[int]:
+    """Numbers of at most so many rows, in ascending order; more rows hold those of fewer.
+
+    Raises:
+        ValueError: ``most`` is not positive.
+
+    Example:
+        >>> drawn_rows(3, 5, seed=0)
+        [0, 1, 2]
+    """
     if most < 1:
         raise ValueError(f"most must be at least 1 row, got {most}")
-    order = np.random.default_rng(derive_seed(seed, "limit-rows")).permutation(len(train)).tolist()
-    return train.select(sorted(order[:most]))
+    order = np.random.default_rng(derive_seed(seed, "limit-rows")).permutation(num_rows).tolist()
+    return sorted(order[:most])

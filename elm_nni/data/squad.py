@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from elm_nni.data.sources import check_utf8, is_local, load_file, load_hub, local_path, require_columns
-from elm_nni.data.splits import MAX_CARVED_VALIDATION
+from elm_nni.data.splits import MAX_CARVED_VALIDATION, drawn_rows
 from elm_nni.digest import derive_seed
 from elm_nni.errors import UserError, first_line
 
@@ -313,7 +313,4 @@ def limit_questions(train: Sequence[Question], most: int, seed: int = 0) -> tupl
         >>> len(limit_questions(load_questions("squad").train, 1000))  # doctest: +SKIP
         1000
     """
-    if most < 1:
-        raise ValueError(f"most must be at least 1 question, got {most}")
-    order = np.random.default_rng(derive_seed(seed, "limit-rows")).permutation(len(train))[:most]
-    return tuple(train[number] for number in sorted(order.tolist()))
+    return tuple(train[number] for number in drawn_rows(len(train), most, seed))

@@ -45,7 +45,8 @@ class TaskKind(ABC):
     Attributes:
         name: in configurations and tables.
         per_token: a head reads every token instead of one vector a row.
-        linear_head: how a linear head on the frozen teacher's features is fitted, None where none can teach the kind.
+        linear_head: how a linear head on the frozen teacher's features is fitted, ``identity`` where the features
+            themselves teach, None where no linear head can.
         auto_class: the class of transformers that loads a model of this kind.
         elm_class: the name of our model of this kind.
         elm_head: its attribute that is the linear head.
@@ -95,9 +96,20 @@ class TaskKind(ABC):
         """What is kept of the logits of a batch to score all rows, (B, C) or (B, T, C)."""
         return logits
 
-    @abstractmethod
     def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-        """The label and logit terms of a batch with ``labels`` and, where that term has weight, ``teacher_logits``."""
+        """The weighted label and logit terms of a batch with ``labels`` and, for the latter, ``teacher_logits``."""
+        loss = settings.lambda_label * self.label_loss(logits, batch)
+        if settings.lambda_logit > 0:
+            loss = loss + settings.lambda_logit * self.logit_loss(logits, batch, settings)
+        return loss
+
+    @abstractmethod
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """How far the outputs are from the labels of a batch."""
+
+    def logit_loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        """How far the outputs are from the teacher's, in the form of the configuration."""
+        return compare(logits, batch["teacher_logits"], settings)
 
     def scores(
         self, metrics: Sequence[str], outputs: Tensor, rows: TokenizedRows, label_names: Sequence[str] = ()
@@ -112,8 +124,12 @@ class TaskKind(ABC):
         """Stops before a training on class numbers that are not those of the names.
 
         Raises:
-            UserError: a number outside the names, or one class alone.
+            UserError: a number outside the names, one class alone, or another number of names than of columns.
         """
+        if self.linear_head in ("regression", "multi_label"):
+            columns = 1 if labels.ndim == 1 else labels.shape[1]
+            if columns != len(label_names):
+                raise UserError(f"{columns} columns of labels, label names {list(label_names)}: must be as many")
         if self.linear_head != "classification":
             return
         if len(label_names) < 2:
@@ -129,7 +145,10 @@ class TaskKind(ABC):
         Raises:
             UserError: as of ``fit_linear_head``, or a kind that no linear head can teach.
         """
-        if self.linear_head is None or self.linear_head == "identity":
+        if self.linear_head == "identity":
+            width = features_ND.shape[1]
+            return LinearHead(torch.eye(width), torch.zeros(width))
+        if self.linear_head is None:
             raise UserError(f"teacher.head: linear is not allowed for {self.name}; it must be finetune or a folder")
         return fit_linear_head(features_ND, labels, num_labels=num_outputs, kind=self.linear_head, seed=seed)
 

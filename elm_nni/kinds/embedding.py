@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from elm_nni.data.pairs import retrieval_scores
-from elm_nni.distillation.heads import LinearHead
 from elm_nni.distillation.losses import correlation_distance
 from elm_nni.kinds.base import Batch, LossSettings, TaskKind
 
@@ -35,11 +34,17 @@ class SentenceEmbedding(TaskKind):
     pipeline_tag = "sentence-similarity"
 
     def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        return settings.lambda_logit * self.logit_loss(logits, batch, settings)
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        raise NotImplementedError("sentence embeddings have no labels")
+
+    def logit_loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
         student_BE, teacher_BE = (functional.normalize(x.float(), dim=-1) for x in (logits, batch["teacher_logits"]))
         loss = 1 - (student_BE * teacher_BE).sum(-1).mean()
         if len(student_BE) > 2:
             loss = loss + self._relation(_others(student_BE), _others(teacher_BE), settings)
-        return settings.lambda_logit * loss
+        return loss
 
     def scores(
         self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = ()
@@ -47,11 +52,6 @@ class SentenceEmbedding(TaskKind):
         vectors_NE = outputs.numpy()
         found = retrieval_scores(vectors_NE[: rows.num_pairs], vectors_NE[rows.num_pairs :])
         return {name: found[name] for name in metrics}
-
-    def fit_head(self, features_ND: Tensor, labels: Tensor, *, num_outputs: int, seed: int) -> LinearHead:
-        """The features themselves: a teacher of embeddings has them."""
-        width = features_ND.shape[1]
-        return LinearHead(torch.eye(width), torch.zeros(width))
 
     def config(self, num_outputs: int, label_names: Sequence[str], tokenizer: Any) -> dict[str, Any]:
         return {"sentence_embedding_size": num_outputs}

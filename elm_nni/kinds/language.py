@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elm_nni.kinds.base import Batch, LossSettings, TaskKind, compare
+from elm_nni.kinds.base import Batch, TaskKind
 from elm_nni.modeling.heads_elm import IGNORED_LABEL
 
 
@@ -55,13 +55,9 @@ class LanguageModelling(TaskKind):
     def features(self, hidden_BTD: Tensor, batch: Batch, pooling: str) -> Tensor:
         return hidden_BTD[batch["labels"] != IGNORED_LABEL]
 
-    def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         labels_M = batch["labels"][batch["labels"] != IGNORED_LABEL]
-        total = functional.cross_entropy(logits.float(), labels_M, reduction="sum")
-        loss = settings.lambda_label * total / max(len(labels_M), 1)
-        if settings.lambda_logit > 0 and "teacher_logits" in batch:
-            loss = loss + settings.lambda_logit * compare(logits, batch["teacher_logits"], settings)
-        return loss
+        return functional.cross_entropy(logits.float(), labels_M, reduction="sum") / max(len(labels_M), 1)
 
     def kept(self, logits: Tensor, batch: Batch) -> Tensor:
         """The log-likelihood of each counted token in nats, 0 elsewhere, (B, T, 1)."""

@@ -19,15 +19,12 @@ class Classification(TaskKind):
     pipeline_tag = "text-classification"
     problem_type = "single_label_classification"
 
-    def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-        loss = settings.lambda_label * functional.cross_entropy(logits.float(), batch["labels"])
-        if settings.lambda_logit > 0:
-            loss = loss + settings.lambda_logit * compare(logits, batch["teacher_logits"], settings)
-        return loss
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return functional.cross_entropy(logits.float(), batch["labels"])
 
 
 class Regression(TaskKind):
-    """One value, trained on the squared error of the labels; there is no logit term."""
+    """One value, trained on the squared error of the labels, whatever the weights; there is no logit term."""
 
     name = linear_head = "regression"
     auto_class, elm_class = "AutoModelForSequenceClassification", "ElmForSequenceClassification"
@@ -35,6 +32,9 @@ class Regression(TaskKind):
     problem_type = "regression"
 
     def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        return self.label_loss(logits, batch)
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return functional.mse_loss(logits.float().squeeze(-1), batch["labels"].float())
 
 
@@ -46,9 +46,8 @@ class MultiLabel(TaskKind):
     pipeline_tag = "text-classification"
     problem_type = "multi_label_classification"
 
-    def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), batch["labels"].float())
-        loss = settings.lambda_label * loss
-        if settings.lambda_logit > 0:
-            loss = loss + settings.lambda_logit * compare(logits, batch["teacher_logits"], settings, independent=True)
-        return loss
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits.float(), batch["labels"].float())
+
+    def logit_loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        return compare(logits, batch["teacher_logits"], settings, independent=True)

@@ -33,15 +33,16 @@ class TokenClassification(TaskKind):
     auto_class, elm_class = "AutoModelForTokenClassification", "ElmForTokenClassification"
     pipeline_tag = "token-classification"
 
-    def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         counted_BT = batch["labels"] != IGNORED_LABEL
-        logits_MC, labels_M = logits[counted_BT].float(), batch["labels"][counted_BT]
+        labels_M = batch["labels"][counted_BT]
         # a batch without any counted token has loss 0, not NaN
-        total = functional.cross_entropy(logits_MC, labels_M, reduction="sum")
-        loss = settings.lambda_label * total / max(len(labels_M), 1)
-        if settings.lambda_logit > 0:
-            loss = loss + settings.lambda_logit * compare(logits_MC, batch["teacher_logits"][counted_BT], settings)
-        return loss
+        total = functional.cross_entropy(logits[counted_BT].float(), labels_M, reduction="sum")
+        return total / max(len(labels_M), 1)
+
+    def logit_loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        counted_BT = batch["labels"] != IGNORED_LABEL
+        return compare(logits[counted_BT].float(), batch["teacher_logits"][counted_BT], settings)
 
     def fit_head(self, features_ND: Tensor, labels: Tensor, *, num_outputs: int, seed: int) -> LinearHead:
         counted_M = (labels != IGNORED_LABEL).nonzero().squeeze(1)
@@ -62,14 +63,21 @@ class QuestionAnswering(TaskKind):
     auto_class, elm_class, elm_head = "AutoModelForQuestionAnswering", "ElmForQuestionAnswering", "qa_outputs"
     pipeline_tag = "question-answering"
 
-    def loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         mask_BT = batch["attention_mask"].bool()
-        logits_BTC, labels_BC = self._masked(logits, mask_BT), batch["labels"]
-        loss = settings.lambda_label * functional.cross_entropy(logits_BTC, labels_BC)
-        if settings.lambda_logit > 0:
-            teacher_BTC = self._masked(batch["teacher_logits"], mask_BT)
-            loss = loss + settings.lambda_logit * self._compare(logits_BTC, teacher_BTC, mask_BT, settings)
-        return loss
+        return functional.cross_entropy(self._masked(logits, mask_BT), batch["labels"])
+
+    def logit_loss(self, logits: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+        """Positions are the classes of both distributions, and only those of one window can be compared."""
+        mask_BT, tau = batch["attention_mask"].bool(), settings.tau
+        student_BTC, teacher_BTC = (self._masked(x, mask_BT) for x in (logits, batch["teacher_logits"]))
+        if settings.logits == "kl":
+            student_BTC, teacher_BTC = (student_BTC / tau).log_softmax(1), (teacher_BTC / tau).log_softmax(1)
+            loss = functional.kl_div(student_BTC, teacher_BTC, reduction="sum", log_target=True)
+            return tau**2 * loss / (student_BTC.shape[0] * student_BTC.shape[2])
+        student_BTC, teacher_BTC = (student_BTC / tau).softmax(1), (teacher_BTC / tau).softmax(1)
+        # 1 - the correlation over the positions of a window is half of the feature loss with tokens as samples
+        return tau**2 * settings.beta * relational_feature_loss(student_BTC, teacher_BTC, mask_BT) / 2
 
     def scores(
         self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = ()
@@ -86,15 +94,3 @@ class QuestionAnswering(TaskKind):
     def _masked(logits_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         # a finite number: a difference of infinities would be NaN
         return logits_BTC.float().masked_fill(~mask_BT.unsqueeze(-1), -1e4)
-
-    @staticmethod
-    def _compare(student_BTC: Tensor, teacher_BTC: Tensor, mask_BT: Tensor, settings: LossSettings) -> Tensor:
-        """Positions are the classes of both distributions, and only those of one window can be compared."""
-        tau = settings.tau
-        if settings.logits == "kl":
-            student_BTC, teacher_BTC = (student_BTC / tau).log_softmax(1), (teacher_BTC / tau).log_softmax(1)
-            loss = functional.kl_div(student_BTC, teacher_BTC, reduction="sum", log_target=True)
-            return tau**2 * loss / (student_BTC.shape[0] * student_BTC.shape[2])
-        student_BTC, teacher_BTC = (student_BTC / tau).softmax(1), (teacher_BTC / tau).softmax(1)
-        # 1 - the correlation over the positions of a window is half of the feature loss with tokens as samples
-        return tau**2 * settings.beta * relational_feature_loss(student_BTC, teacher_BTC, mask_BT) / 2

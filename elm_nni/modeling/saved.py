@@ -3,8 +3,9 @@
 from os import PathLike
 from typing import Any
 
+from transformers.configuration_utils import PreTrainedConfig
+
 from elm_nni import modeling
-from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.modeling_elm import ElmPreTrainedModel
 
 
@@ -23,10 +24,10 @@ def load_saved(folder: str | PathLike[str], **options: Any) -> ElmPreTrainedMode
         >>> type(load_saved("run/model")).__name__
         'ElmForSequenceClassification'
     """
-    names = ElmConfig.from_pretrained(folder).architectures or ["nothing"]
-    kind = getattr(modeling, names[0], None)
-    if kind is None:
-        raise ValueError(f"{folder} holds {names[0]}; it must be an ELM model")
+    names = PreTrainedConfig.get_config_dict(folder)[0].get("architectures") or []
+    kind = getattr(modeling, names[0], None) if len(names) == 1 else None
+    if not (isinstance(kind, type) and issubclass(kind, ElmPreTrainedModel)):
+        raise ValueError(f"{folder} holds {', '.join(names) or 'nothing'}; it must be one ELM model")
     model: ElmPreTrainedModel = kind.from_pretrained(folder, **options)
     return model
 

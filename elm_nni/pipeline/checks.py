@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from elm_nni.distillation.teacher import check_vocabulary
 from elm_nni.errors import UserError
-from elm_nni.kinds import language_kind
+from elm_nni.kinds import CausalLM, language_kind
 from elm_nni.pipeline.context import Context
-from elm_nni.pipeline.export_stage import ONNX_CLASSES, require_onnx
+from elm_nni.pipeline.export_stage import require_onnx
 from elm_nni.pipeline.search_stage import check_reachable
 from elm_nni.pipeline.supernet_stage import check_growth
 
@@ -23,7 +23,7 @@ def check_inputs(context: Context) -> None:
     if config.limits.max_params is not None:
         check_vocabulary(settings.vocab_size, settings.embedding_size, round(config.limits.max_params))
     language = language_kind(config.distillation.objective)
-    if language is not None and (language.name == "causal_lm") != settings.is_causal:
+    if language is not None and isinstance(language, CausalLM) != settings.is_causal:
         fitting = "distill, clm or distill+clm" if settings.is_causal else "distill, mlm or distill+mlm"
         space = "causal" if settings.is_causal else "not causal"
         raise UserError(
@@ -48,6 +48,9 @@ def check_inputs(context: Context) -> None:
             )
     if config.export.onnx:
         require_onnx()
+        # the onnx packages are an extra
+        from elm_nni.export.onnx import OUTPUTS
+
         for name, task in context.tasks.items():
-            if task.kind.elm_class not in ONNX_CLASSES:
+            if task.kind.elm_class not in OUTPUTS:
                 raise UserError(f"export.onnx: true is not allowed with task {name}; {task.kind.name} is not exported")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from elm_nni.data.pairs import HEADLINES, PairRows, PairTask, load_pairs, split_
 from elm_nni.data.question_task import QuestionTask
 from elm_nni.data.rows import tokenizer_digest
 from elm_nni.data.sources import Rows
+from elm_nni.data.splits import drawn_rows
 from elm_nni.data.squad import SQUAD, limit_questions, load_questions, split_search_questions
 from elm_nni.data.tasks import (
     TASKS,
@@ -61,12 +62,13 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Task:
-    """A task, tokenised. ``search`` rows are carved from training for the search; test rows are not tokenised here."""
+    """A task, tokenised. ``search`` rows are carved from training for the search; ``make_test`` tokenises test rows."""
 
     data: TaskData | QuestionTask | PairTask | LanguageData
     train: TokenizedRows
     search: TokenizedRows
     validation: TokenizedRows
+    make_test: Callable[[], TokenizedRows]
 
     @property
     def name(self) -> str:
@@ -139,9 +141,9 @@ class Context:
         if not settings.trim:
             return None
         inputs = {
-            "tokenizer": tokenizer_digest(self.full_teacher.tokenizer), **asdict(settings),
-            "corpus": corpus_digest(self.corpus_spec), "limit_tokens": self.config.data.limit_tokens,
-            "tasks": [task_identity(task) for task in self.config.tasks], "seed": self.config.seed,
+            **asdict(settings), "data": self.packed(self.full_teacher.tokenizer)[0].manifest["digest"],
+            "holdout_rows": self.config.data.holdout_rows, "seed": self.config.seed,
+            "tasks": [task_identity(task) for task in self.config.tasks],
             "validation_size": self.config.search.validation_size,
         }  # fmt: skip
         built = self.store.build("vocabulary", inputs, lambda folder: build_vocabulary(self, folder))
@@ -224,14 +226,7 @@ class Context:
 
     def test_rows(self, name: str) -> TokenizedRows:
         """The tokenised test rows of a task; ``evaluate`` alone asks for them."""
-        data = self.tasks[name].data
-        if isinstance(data, LanguageData):
-            return self._held_out_text(data.kind)[2]
-        if isinstance(data, QuestionTask):
-            return data.windows(data.questions.test, self.tokenizer)
-        if isinstance(data, PairTask):
-            return PairRows(data.test, self.tokenizer, data.max_length)
-        return TaskRows(data.test, self.tokenizer, data.max_length)
+        return self.tasks[name].make_test()
 
     def further_test_rows(self, name: str) -> dict[str, TokenizedRows]:
         """Test rows of a task beside the main ones, by name; ``evaluate`` alone asks for them."""
@@ -263,19 +258,31 @@ class Context:
         return LanguageRows(packed, self.tokenizer, self.masking(kind), seed=self.config.seed)
 
     def _prepare(self, task: TaskConfig, tokenizer: Any) -> Task:
+        prepare = self._prepare_rows
         if task.name == TEXT:
-            return self._prepare_text()
-        if task.kind == QuestionAnswering.name or (task.name in SQUAD and task.source is None):
-            return self._prepare_questions(task, tokenizer)
-        if task.kind == SentenceEmbedding.name or (task.name == HEADLINES and task.source is None):
-            return self._prepare_pairs(task, tokenizer)
+            prepare = self._prepare_text
+        elif task.kind == QuestionAnswering.name or (task.name in SQUAD and task.source is None):
+            prepare = self._prepare_questions
+        elif task.kind == SentenceEmbedding.name or (task.name == HEADLINES and task.source is None):
+            prepare = self._prepare_pairs
+        prepared = prepare(task, tokenizer)
+        if task.metric is not None and prepare != self._prepare_rows:
+            raise UserError(
+                f"tasks.{task.name}.metric: {task.metric!r} is not allowed; it must be null, since the metrics of "
+                f"{prepared.kind.name} are fixed"
+            )
+        return prepared
+
+    def _prepare_rows(self, task: TaskConfig, tokenizer: Any) -> Task:
         data = load_task(task_spec(task), self.config.seed)
         train, search = split_search_validation(data.train, self.config.search.validation_size, self.config.seed)
         if task.limit_rows is not None:
             train = limit_rows(train, task.limit_rows, self.config.seed)
-        parts = [TaskRows(rows, tokenizer, data.max_length) for rows in (train, search, data.validation)]
-        return Task(replace(data, name=task.name, train=train), *parts)
-
+        rows_of = partial(TaskRows, tokenizer=tokenizer, max_length=data.max_length)
+        return Task(
+            replace(data, name=task.name, train=train),
+            rows_of(train), rows_of(search), rows_of(data.validation), partial(rows_of, data.test),
+        )  # fmt: skip
 
     def _prepare_questions(self, task: TaskConfig, tokenizer: Any) -> Task:
         seed = self.config.seed
@@ -284,21 +291,33 @@ class Context:
         train, search = split_search_questions(questions.train, self.config.search.validation_size, seed)
         if task.limit_rows is not None:
             train = limit_questions(train, task.limit_rows, seed)
-        return Task(data, *(data.windows(part, tokenizer) for part in (train, search, questions.validation)))
+        windows_of = partial(data.windows, tokenizer=tokenizer)
+        return Task(
+            data, windows_of(train), windows_of(search), windows_of(questions.validation),
+            partial(windows_of, questions.test),
+        )  # fmt: skip
 
     def _prepare_pairs(self, task: TaskConfig, tokenizer: Any) -> Task:
         seed, length = self.config.seed, task.max_length or PairTask.max_length
         second = task.text_pair or "text_pair"
         train, validation, test = load_pairs(task.source or task.name, seed, text=task.text, text_pair=second)
         rest, search = split_search_pairs(train, self.config.search.validation_size, seed)
-        data = PairTask(task.name, rest[: task.limit_rows], validation, test, self.full_teacher.width, length)
-        return Task(data, *(PairRows(part, tokenizer, length) for part in (data.train, search, validation)))
+        if task.limit_rows is not None:
+            rest = tuple(rest[row] for row in drawn_rows(len(rest), task.limit_rows, seed))
+        data = PairTask(task.name, rest, validation, test, self.full_teacher.width, length)
+        rows_of = partial(PairRows, tokenizer=tokenizer, max_length=length)
+        return Task(data, rows_of(rest), rows_of(search), rows_of(validation), partial(rows_of, test))
 
-    def _prepare_text(self) -> Task:
+    def _prepare_text(self, task: TaskConfig, tokenizer: Any) -> Task:
+        if self.config.data.holdout_rows < 3:
+            raise UserError(
+                f"data.holdout_rows: {self.config.data.holdout_rows} is not allowed with task {TEXT}; it must be >= 3: "
+                "rows for search, validation and test"
+            )
         kind: Literal["causal_lm", "masked_lm"] = "causal_lm" if self.settings.is_causal else "masked_lm"
         data = LanguageData(TEXT, kind, self.config.data.sequence_length)
-        search, validation, _ = self._held_out_text(kind)
-        return Task(data, self._language_rows(self.corpus[0], kind), search, validation)
+        search, validation, test = self._held_out_text(kind)
+        return Task(data, self._language_rows(self.corpus[0], kind), search, validation, lambda: test)
 
 
 def latency_condition(config: Config) -> LatencyCondition:

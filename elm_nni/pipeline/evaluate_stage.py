@@ -34,6 +34,7 @@ from elm_nni.pipeline.teacher_stage import (
     Classifier,
     linear_classifier,
     load_teacher_classifier,
+    predictor,
 )
 
 logger = logging.getLogger(__name__)
@@ -255,12 +256,11 @@ def _torch_logits(model: ElmPreTrainedModel) -> Callable[[Batch], Tensor]:
 
 
 def _classifier_logits(classifier: Classifier) -> Callable[[Batch], Tensor]:
+    predict = predictor(classifier)
+
     def run(batch: Batch) -> Tensor:
         device = classifier.teacher.device
-        if isinstance(classifier, LanguageTeacher):
-            return classifier.logits({name: value.to(device) for name, value in batch.items() if name != "task"})
-        known = ("input_ids", "attention_mask", "token_type_ids")
-        return classifier.logits(**{name: batch[name].to(device) for name in known if name in batch})
+        return predict({name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
 
     return run
 

@@ -16,9 +16,6 @@ from elm_nni.modeling.export import save_with_code
 from elm_nni.modeling.saved import load_saved
 from elm_nni.pipeline.store import write_json
 
-# Our models that have ONNX files.
-ONNX_CLASSES = ("ElmForSequenceClassification",)
-
 
 def require_onnx() -> None:
     """Stops before hours of training when the packages of ONNX export are missing.

@@ -264,6 +264,7 @@ class Run:
             "uniform": {name: result.digest for name, result in uniform.items()},
             "onnx": {name: result.digest for name, result in onnx.items()},
             "baselines": asdict(self.config.baselines), "condition": asdict(condition),
+            "metrics": {name: list(task.data.metrics) for name, task in self.context.tasks.items()},
         }  # fmt: skip
         result = self._stage(
             "evaluate", inputs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from elm_nni.data.batches import StepBatchSampler
 from elm_nni.data.language import LanguageRows
-from elm_nni.data.outputs import RowBatches, TokenizedRows
+from elm_nni.data.outputs import RowBatches
 from elm_nni.distillation.fine_tuned import FineTunedClassifier, fine_tune_teacher, load_classifier
 from elm_nni.distillation.heads import LinearHead, TeacherClassifier
 from elm_nni.distillation.language import FittedHead, LanguageTeacher, OwnHead, fit_head
+from elm_nni.distillation.student import inputs_of
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.errors import UserError
 from elm_nni.kinds import LanguageModelling
@@ -99,24 +101,13 @@ def build_teacher(context: Context, folder: Path, lm_head: Path | None = None) -
     Logits of language modelling are as wide as the vocabulary and are not stored.
     """
     scores = {}
-    classifier: TeacherClassifier | FineTunedClassifier
     if lm_head is not None:
         shutil.copyfile(lm_head / LM_HEAD, folder / LM_HEAD)
     for name, task in context.tasks.items():
-        if isinstance(task.kind, LanguageModelling):
-            language = load_language_teacher(context, folder)
-            assert language is not None
-            scores[name] = task.score(task.outputs(language.logits, task.validation), task.validation)
-            context.log("teacher", task=name, validation=scores[name])
-            continue
-        if context.config.teacher.head == "linear":
-            classifier, logits_NC = linear_classifier(context.teacher, task, context.config.seed)
-            classifier.head.save(folder / f"{name}.head.safetensors")
-        else:
-            classifier = _fine_tuned_classifier(context, task, folder)
-            logits_NC = classifier_logits(classifier, task.train, name)
-        save_file({"logits": logits_NC.contiguous()}, folder / f"{name}.logits.safetensors")
-        scores[name] = task.score(classifier_logits(classifier, task.validation, name), task.validation)
+        if not isinstance(task.kind, LanguageModelling):
+            save_file({"logits": _teach(context, task, folder).contiguous()}, folder / f"{name}.logits.safetensors")
+        classifier = load_teacher_classifier(context, folder, name)
+        scores[name] = task.score(task.outputs(predictor(classifier), task.validation), task.validation)
         context.log("teacher", task=name, validation=scores[name])
     write_json(folder / "scores.json", scores)
 
@@ -157,12 +148,21 @@ def linear_classifier(teacher: Teacher, task: Task, seed: int) -> tuple[TeacherC
     return TeacherClassifier(teacher, head, per_token=kind.per_token), logits_NC
 
 
-def classifier_logits(classifier: TeacherClassifier | FineTunedClassifier, rows: TokenizedRows, name: str) -> Tensor:
-    """Logits of all rows, as :meth:`RowBatches.outputs` has them."""
-    known = ("input_ids", "attention_mask", "token_type_ids")
-    return RowBatches(rows, name).outputs(
-        lambda batch: classifier.logits(**{key: batch[key] for key in known if key in batch})
-    )
+def predictor(classifier: Classifier) -> Callable[[dict[str, Any]], Tensor]:
+    """A function from a batch to the teacher's logits, as the task's kind has them."""
+    if isinstance(classifier, LanguageTeacher):
+        return classifier.logits
+    return lambda batch: classifier.logits(**inputs_of(batch))
+
+
+def _teach(context: Context, task: Task, folder: Path) -> Tensor:
+    """Makes the head of a task and gives its logits on the training rows."""
+    if context.config.teacher.head == "linear":
+        classifier, logits_NC = linear_classifier(context.teacher, task, context.config.seed)
+        classifier.head.save(folder / f"{task.name}.head.safetensors")
+        return logits_NC
+    fine_tuned = _fine_tuned_classifier(context, task, folder)
+    return RowBatches(task.train, task.name).outputs(predictor(fine_tuned))
 
 
 def _fine_tuned_classifier(context: Context, task: Task, folder: Path) -> FineTunedClassifier:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SEARCH_OBJECTIVES = ("metric", "params", "latency_ms")
 # what a linear head of the teacher is fitted on
 _LEAST_ROWS = 10
+# tokens of a row: special tokens and a few words
+_LEAST_LENGTH = 8
 
 
 def validate(config: Config) -> None:
@@ -116,6 +118,10 @@ def validate(config: Config) -> None:
         if task.test_source is not None and task.kind != "question_answering":
             raise UserError(
                 f"tasks.{task.name}.test_source: {task.test_source!r} is not allowed; it belongs to question_answering"
+            )
+        if task.max_length is not None and task.max_length < _LEAST_LENGTH:
+            raise UserError(
+                f"tasks.{task.name}.max_length: {task.max_length} is not allowed; it must be >= {_LEAST_LENGTH} or null"
             )
         if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
             raise UserError(

@@ -240,8 +240,8 @@ def test_the_search_part_and_the_limit(tmp_path):
     assert len(some) == 40
     assert set(limit_questions(questions, 10)) < set(some)
     assert limit_questions(questions, 1000) == questions
-    for function in (split_search_questions, limit_questions):
-        with pytest.raises(ValueError, match="must be at least 1 question, got 0"):
+    for function, unit in ((split_search_questions, "question"), (limit_questions, "row")):
+        with pytest.raises(ValueError, match=f"must be at least 1 {unit}, got 0"):
             function(questions, 0)
 
 

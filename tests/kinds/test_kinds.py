@@ -311,3 +311,8 @@ def test_class_numbers_outside_the_names_stop() -> None:
     with pytest.raises(UserError, match="one class"):
         KINDS["classification"].check_labels(torch.tensor([0]), ["a"])
     KINDS["regression"].check_labels(torch.tensor([7.5]), ["stars"])
+    with pytest.raises(UserError, match=r"1 columns of labels, label names \['a', 'b'\]"):
+        KINDS["regression"].check_labels(torch.tensor([7.5]), ["a", "b"])
+    KINDS["multi_label"].check_labels(torch.tensor([[0, 1]]), ["a", "b"])
+    with pytest.raises(UserError, match=r"2 columns"):
+        KINDS["multi_label"].check_labels(torch.tensor([[0, 1]]), ["a"])

@@ -65,6 +65,7 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("latency", {"runtime": "onnx", "dtype": "bf16"}, ["latency.dtype", "bf16", "fp32 with latency.runtime onnx"]),
         ("latency", {"runtime": "onnx-int8", "device": "cuda"}, ["latency.device", "cuda", "cpu with"]),
         ("seed.x", 1, ["seed"]),
+        ("tasks", [{"name": "squad", "max_length": 7}], ["tasks.squad.max_length", "7", ">= 8 or null"]),
         ("tasks", [{"name": "imdb", "limit_rows": 5}], ["tasks.imdb.limit_rows", "5", ">= 10 or null"]),
     ],
 )

@@ -334,8 +334,10 @@ def test_a_smaller_vocabulary_serves_tasks_too(finished: Finished, own: Path, tm
         ({"tasks": ["text"]}, "no language-model head"),
         ({"tasks": [{"name": "mine", "source": "x.csv", "test_source": "y.csv"}]}, "it belongs to question_answering"),
         ({"vocabulary": {"trim": True, "max_size": 3}}, "max_size"),
+        ({"tasks": [{"name": "headlines", "metric": "f1"}]}, "metrics of sentence_embedding are fixed"),
+        ({"tasks": ["text"], "data": {"holdout_rows": 2}}, "holdout_rows: 2 is not allowed with task text"),
     ],
 )
 def test_what_cannot_be_is_said(finished: Finished, own: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        finished(**changes, data={**settings(own)["data"], "holdout_rows": 24})
+        finished(**{**changes, "data": {**settings(own)["data"], "holdout_rows": 24, **changes.get("data", {})}})

@@ -282,7 +282,7 @@ def test_folders_that_hold_no_elm_model_are_refused(tmp_path: Any) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_pruned(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
-    with pytest.raises(UserError, match="holds BertModel; it must be an ELM model, or head_map.json"):
+    with pytest.raises(UserError, match="holds BertModel; it must be one ELM model, or head_map.json"):
         load_pruned(tmp_path)
 
 

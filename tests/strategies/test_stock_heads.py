@@ -363,7 +363,7 @@ def test_stock_classes_cannot_load_unequal_layers_which_is_why_there_is_a_head_m
     pruned_of(with_twins(family)).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="mismatched"):
         CLASSES[family].from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"it must be an ELM model, or head_map\.json of save_pruned must be beside"):
+    with pytest.raises(UserError, match=r"it must be one ELM model, or head_map\.json of save_pruned must be beside"):
         load_pruned(tmp_path)
 
 
