@@ -16,7 +16,7 @@ from elm_nni.pipeline.store import versions
 from elm_nni.report.style import BLUE, GREY, INK, new_figure, styled
 from quality.comparison import FULL
 from quality.rows import MEAN, RESAMPLES, Difference, Row, Scored, best_uniform, differences, mean_of
-from quality.systems import SYSTEMS
+from quality.systems import INHERITED, SYSTEMS
 
 Line = dict[str, Any]
 AnyScored = TypeVar("AnyScored", bound=Scored)
@@ -42,9 +42,8 @@ class Results:
 
     @property
     def differences(self) -> list[Difference]:
-        """To full ELM, and to the best uniform system."""
-        best = best_uniform(self.rows)
-        return differences(self.rows, FULL) + (differences(self.rows, best) if best else [])
+        """To full ELM from scratch and from the supernet's weights, and to the best uniform system."""
+        return [one for name in (FULL, INHERITED, best_uniform(self.rows)) for one in differences(self.rows, name)]
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.plan import estimated_seconds
 from elm_nni.pipeline.precision import build_precision, load_precision, precision_inputs
 from quality.records import Records
-from quality.systems import RANDOM, SYSTEMS
+from quality.systems import DRAWN, SYSTEMS
 
 # to write and quantise one graph
 INT8_SECONDS = 15.0
@@ -29,7 +29,7 @@ def estimate(records: Records, workers: int = 1) -> list[str]:
     seconds = stage_seconds(records.trial(0).run().context)
     lines, total = [f"{'system':<36}{'seeds':>6}{'to do':>6}{'minutes each':>14}{'minutes':>9}"], 0.0
     for name, seeds in comparison.systems.items():
-        times = comparison.random_architectures if name == RANDOM else 1
+        times = comparison.random_architectures if name in DRAWN else 1
         each = times * sum(seconds[stage] for stage in SYSTEMS[name].builds)
         left = sum(name not in known[seed] for seed in range(seeds))
         total += left * each

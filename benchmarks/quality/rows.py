@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elm_nni.data.metrics import paired_bootstrap
-from quality.systems import RANDOM, UNIFORM
+from quality.systems import DRAWN, UNIFORM
 
 MEAN = "mean of tasks"
 RESAMPLES = 10_000
@@ -84,8 +84,8 @@ def make_rows(trained: Sequence[Line], measured: Mapping[str, Line], tested: Map
     rows: list[Row] = []
     for line in sorted(trained, key=lambda one: one["seed"]):
         ones = [_row(one, line["seed"], measured, tested) for one in line["students"]]
-        if line["system"] == RANDOM and ones:
-            rows += _of_random(ones)
+        if line["system"] in DRAWN and ones:
+            rows += _of_drawn(line["system"], ones)
         else:
             rows += ones
     names = list(dict.fromkeys(row.system for row in rows))
@@ -101,7 +101,7 @@ def _row(one: Line, seed: int, measured: Mapping[str, Line], tested: Mapping[str
     )  # fmt: skip
 
 
-def _of_random(ones: list[Row]) -> list[Row]:
+def _of_drawn(system: str, ones: list[Row]) -> list[Row]:
     """The mean student, and the one that validation rows choose; the choice costs the training of all."""
     count = len(ones)
     numbers = ("validation", *COSTS, "seconds")
@@ -110,8 +110,8 @@ def _of_random(ones: list[Row]) -> list[Row]:
     best = max(ones, key=lambda row: row.validation)
     shared = {name: getattr(best, name) for name in numbers}
     return [
-        Row(f"{RANDOM}, mean of {count}", ones[0].seed, scores, **mean),
-        Row(f"{RANDOM}, best of {count} by validation", best.seed, best.scores,
+        Row(f"{system}, mean of {count}", ones[0].seed, scores, **mean),
+        Row(f"{system}, best of {count} by validation", best.seed, best.scores,
             **{**shared, "seconds": sum(row.seconds for row in ones)}),
     ]  # fmt: skip
 
@@ -126,8 +126,8 @@ def best_uniform(rows: Sequence[Row]) -> str | None:
     return max(found, key=lambda name: _mean([found[name][seed] for seed in common]))
 
 
-def differences(rows: Sequence[Scored], against: str) -> list[Difference]:
-    """Every other system minus this one, for each task and their mean, seed by seed."""
+def differences(rows: Sequence[Scored], against: str | None) -> list[Difference]:
+    """Every other system minus this one, for each task and their mean, seed by seed; none if it has no rows."""
     base = {row.seed: row.scores for row in rows if row.system == against}
     found: list[Difference] = []
     for name in dict.fromkeys(row.system for row in rows if row.system != against):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 
 from elm_nni.cost.parameters import (
+    SIZE_TOLERANCE,
     extreme_architecture,
     full_heads,
     mean_parameters,
@@ -21,9 +23,10 @@ from elm_nni.cost.parameters import (
 from elm_nni.digest import derive_seed
 from elm_nni.errors import UserError
 from elm_nni.pipeline.evaluate_stage import elm_system
+from elm_nni.pipeline.prune_stage import PRUNED, inherited_model
 from elm_nni.pipeline.runner import Architecture
-from elm_nni.pipeline.search_stage import SUMMARY, make_limits
-from elm_nni.pipeline.supernet_stage import load_widths
+from elm_nni.pipeline.search_stage import SUMMARY, make_limits, with_widths
+from elm_nni.pipeline.supernet_stage import load_supernet, load_widths
 from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, layer_label
 from quality.comparison import FULL
 from quality.decoders import load_decoders
@@ -36,6 +39,9 @@ Changes = Mapping[str, Any]
 
 RANDOM, BERT, MOBILE = "random architectures", "uniform bert", "uniform mobile"
 UNIFORM = (BERT, MOBILE)
+INHERITED, RANDOM_INHERITED = (f"{name} (inherited weights)" for name in (FULL, RANDOM))
+# Systems of several students a seed.
+DRAWN = (RANDOM, RANDOM_INHERITED)
 MAX_DRAWS = 2_000
 
 
@@ -165,21 +171,31 @@ def random_architectures(trial: Trial) -> list[tuple[Architecture, int]]:
     Raises:
         LeftOut: too few were found in so many draws.
     """
-    run = trial.run()
-    settings = run.context.settings
-    limits, heads = make_limits(run.context, run.latency(), run.config.limits), full_heads(settings)
+    settings = trial.run().context.settings
     rng = np.random.default_rng(derive_seed(trial.seed, RANDOM))
-    found: list[tuple[Architecture, int]] = []
-    for number in range(1, MAX_DRAWS + 1):
+
+    def draw() -> Architecture:
         sample: dict[str, Any] = {}
         for index in range(settings.num_layers):
             block = str(rng.choice(BLOCK_NAMES))
             sample |= {layer_label(index): block, f"{cell_name(index, block)}_ffn": int(rng.choice(settings.widths))}
-        architecture = canonical(sample, heads)
+        return canonical(sample, full_heads(settings))
+
+    return _drawn(trial, draw, trial.sized)
+
+
+def _drawn(
+    trial: Trial, draw: Callable[[], Architecture], sized: Callable[[Architecture], Architecture]
+) -> list[tuple[Architecture, int]]:
+    run = trial.run()
+    limits = make_limits(run.context, run.latency(), run.config.limits)
+    found: list[tuple[Architecture, int]] = []
+    for number in range(1, MAX_DRAWS + 1):
+        architecture = draw()
         if any(limit.measure(architecture) > limit.maximum for limit in limits.values()):
             continue
         try:
-            matched = trial.sized(architecture)
+            matched = sized(architecture)
         except LeftOut:
             continue
         if matched not in [one for one, _ in found]:
@@ -187,6 +203,42 @@ def random_architectures(trial: Trial) -> list[tuple[Architecture, int]]:
         if len(found) == trial.comparison.random_architectures:
             return found
     raise LeftOut(f"{MAX_DRAWS:,} draws gave {len(found)} architectures under the limits and of the size")
+
+
+def random_inherited(trial: Trial) -> list[Student]:
+    """Blocks drawn at the supernet's widths, under the limits, that have the size as they are; with its weights.
+
+    Widths that give the size, as the other random architectures have, are not those that the supernet was trained at.
+    """
+    run, trained_by = trial.run(), trial.run({"retrain.init": "inherit"})
+    context, supernet = run.context, run.supernet_tasks()
+    settings, widths = context.settings, load_widths(run.supernet().folder)
+    rng = np.random.default_rng(derive_seed(trial.seed, RANDOM_INHERITED))
+
+    def draw() -> Architecture:
+        blocks = {layer_label(index): str(rng.choice(BLOCK_NAMES)) for index in range(settings.num_layers)}
+        return canonical(with_widths(blocks, widths), full_heads(settings))
+
+    def sized(architecture: Architecture) -> Architecture:
+        size = parameters_outside_embeddings(architecture, settings)
+        if abs(size - trial.target) > SIZE_TOLERANCE * trial.target:
+            raise LeftOut(f"{size:,} parameters")
+        return architecture
+
+    students = []
+    for index, (architecture, number) in enumerate(_drawn(trial, draw, sized)):
+        name = f"{RANDOM_INHERITED} {index}"
+
+        def save(folder: Path, architecture: Architecture = architecture) -> None:
+            space = load_supernet(context, supernet.folder)
+            inherited_model(space, architecture).save_pretrained(folder / PRUNED)
+
+        inputs = {"supernet": supernet.digest, "architecture": architecture}
+        weights = run.stage("slices", inputs, save, f"{name} slices")
+        student = trial.train(name, architecture, trained_by=trained_by, inherited=weights, facts={"drawn": number})
+        spent = {label: run.stages[label] for label in ("latency", "supernet", "supernet_tasks")}
+        students.append(replace(student, stages={**student.stages, **spent}))
+    return students
 
 
 def elms_compute(name: str) -> Students:
@@ -212,7 +264,6 @@ def _int8(name: str, load: Loader) -> Students:
 
 
 _SUPERNET = ("supernet", "supernet_tasks", "search", "training")
-_INHERITED = f"{FULL} (inherited weights)"
 _COMPUTE = "uniform bert given ELM's compute"
 _NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
 _RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
@@ -225,8 +276,8 @@ SYSTEMS: dict[str, System] = {
     for system in (
         System(FULL, "growth, evolution under the limits, head step", searched(FULL, lambda trial: {}),
                ("teacher", *_SUPERNET)),
-        System(_INHERITED, "the same architecture; its training starts from slices of the supernet's weights",
-               inherited(_INHERITED), ("training",)),
+        System(INHERITED, "the same architecture; its training starts from slices of the supernet's weights",
+               inherited(INHERITED), ("training",)),
         System(_NO_GROWTH, "every cell at the width at which the mean architecture is as large as the grown one",
                searched(_NO_GROWTH, fixed_widths), _SUPERNET),
         System(_NO_HEADS, "the evolution looks for what has the size with all heads", searched(_NO_HEADS, all_heads),
@@ -234,6 +285,9 @@ SYSTEMS: dict[str, System] = {
         System(_MSE, "mean squared error instead of the relational loss on features, in supernet and training",
                searched(_MSE, lambda trial: {"distillation.features": "mse"}, trained_so=True), _SUPERNET),
         System(RANDOM, "blocks and widths drawn uniformly under the limits", random_students, ("training",)),
+        System(RANDOM_INHERITED, "blocks drawn uniformly at the widths of full ELM's supernet, under the limits, "
+               "that have the size as they are; their training starts from slices of its weights", random_inherited,
+               ("training",)),
         System(_RANDOM_SEARCH, "the same supernet and as many evaluations as the evolution",
                searched(_RANDOM_SEARCH, random_search), ("search", "training")),
         System(BERT, "equal bert layers, no search", uniform(BERT, "bert"), ("training",)),

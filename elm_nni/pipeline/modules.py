@@ -82,7 +82,7 @@ class TextDistillation(LightningModule):
         assert self.kind is not None
         assert self.lm_head is not None
         logits_MV = self.lm_head(self.kind.features(hidden_BTD, batch, ""))
-        return self.kind.loss(logits_MV, batch, self.distillation)
+        return self.distillation.lambda_label * self.kind.label_loss(logits_MV, batch)
 
     def configure_optimizers(self) -> Any:
         return _optimizer(self, self.training_config)
@@ -154,8 +154,11 @@ class TaskTraining(LightningModule):
 
     def _task_loss(self, logits: Tensor, batch: Batch, teacher: Features | None) -> Tensor:
         kind = self.kinds[batch["task"]]
-        if isinstance(kind, LanguageModelling) and self.language is not None and self.distillation.lambda_logit > 0:
-            batch = {**batch, "teacher_logits": self.language.logits(batch, teacher)}
+        if isinstance(kind, LanguageModelling):
+            if self.language is None:
+                return self.distillation.lambda_label * kind.label_loss(logits, batch)
+            if self.distillation.lambda_logit > 0:
+                batch = {**batch, "teacher_logits": self.language.logits(batch, teacher)}
         return kind.loss(logits, batch, self.distillation)
 
 

@@ -19,6 +19,9 @@ from elm_nni.strategies.head_pruning import CkaHeadPruner
 from elm_nni.strategies.one_shot import set_path
 
 
+PRUNED = "pruned"
+
+
 def prune_inputs(context: Context, search: str) -> dict[str, Any]:
     """What the pruned architecture depends on."""
     return {"search": search, "prune": asdict(context.config.prune)}
@@ -29,7 +32,7 @@ def build_prune(context: Context, folder: Path, supernet: Path, search: Path) ->
     settings = context.config.prune
     model = inherited_model(load_supernet(context, supernet), winner(search)).to(context.device).eval()
     if settings.mode == "off":
-        model.save_pretrained(folder / "pruned")
+        model.save_pretrained(folder / PRUNED)
         write_json(folder / "architecture.json", model.config.architecture)
         return
     pruner = CkaHeadPruner(eta=settings.eta, mode=settings.mode, min_heads=settings.min_heads, samples=settings.samples)
@@ -37,7 +40,7 @@ def build_prune(context: Context, folder: Path, supernet: Path, search: Path) ->
     pruned = pruner.apply(model, plan)
     plan = pruner.cka_after(plan, pruned, _sentences(context))
     plan.save(folder)
-    pruned.save_pretrained(folder / "pruned")
+    pruned.save_pretrained(folder / PRUNED)
     write_json(folder / "architecture.json", plan.architecture)
     context.log("prune", heads_before=[x.before for x in plan.layers], heads_after=[x.after for x in plan.layers])
 

@@ -220,7 +220,7 @@ class Run:
     def train(self, architecture: Architecture, name: str, inherited: StageResult | None) -> dict[str, StageResult]:
         """Trains any architecture with the recipe of ``retrain``; one that was trained before is not trained again."""
         context, chosen, teacher = self.context, self.precision(), self.teacher()
-        source = inherited.folder / "pruned" if inherited else None
+        source = inherited.folder / prune_stage.PRUNED if inherited else None
         inputs = student_stage.pretrain_inputs(context, architecture, chosen, inherited.digest if inherited else None)
         pretrained = self._stage(
             "pretrain", inputs,

@@ -24,9 +24,10 @@ from quality.comparison import FULL, Comparison, load_comparison
 from quality.document import document, make_results, quality_table
 from quality.records import Records
 from quality.rows import MEAN, Row, best_uniform, differences, make_rows
-from quality.systems import BERT, MOBILE, RANDOM, SYSTEMS
+from quality.systems import BERT, DRAWN, INHERITED, MOBILE, RANDOM, RANDOM_INHERITED, SYSTEMS
 from quality.trial import LeftOut, Trial
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from elm_nni.cost.parameters import extreme_architecture, mean_parameters, parameters_outside_embeddings
 from elm_nni.data.tasks import load_task
@@ -43,7 +44,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 QUICK = ROOT / "benchmarks" / "quality" / "quick.yaml"
 COMPUTE = "uniform bert given ELM's compute"
-INHERITED = f"{FULL} (inherited weights)"
 STOCK, TEACHER, CUT, SVD = "stock BertConfig", "fine-tuned teacher", "cut teacher", "cut teacher (SVD table)"
 NUM_ROWS = 853
 # the quick form leaves out what is quantised as others are
@@ -176,8 +176,8 @@ def test_every_system_and_seed_has_its_students(done: Done) -> None:
     trained = done.trained
     assert [line["seed"] for line in trained] == [0] * len(NAMES) + [1] * 2
     assert {line["system"] for line in trained} == set(NAMES)
-    assert all(len(line["students"]) == (2 if line["system"] == RANDOM else 1) for line in trained)
-    assert len(done.results["rows"]) == len(NAMES) + 1 + 2
+    assert all(len(line["students"]) == (2 if line["system"] in DRAWN else 1) for line in trained)
+    assert len(done.results["rows"]) == len(NAMES) + 2 + 2
     assert done.results["split"] == "validation"
     assert f"Scores are of the validation rows: polarity (accuracy, {NUM_ROWS} rows)" in done.markdown
     assert (done.out / "quality.png").read_bytes().startswith(b"\x89PNG")
@@ -317,8 +317,31 @@ def test_how_the_systems_differ(done: Done) -> None:
     inputs = json.loads((pretrained / "stage.json").read_text("utf-8"))["inputs"]
     assert inputs["inherited"] == stages["prune"]["digest"]
 
-    first, second = (one["architecture"] for one in done.students(RANDOM))
-    assert first != second
+    for name in DRAWN:
+        first, second = (one["architecture"] for one in done.students(name))
+        assert first != second
+
+
+def test_random_architectures_may_start_from_the_supernet(done: Done) -> None:
+    stages = done.state()
+    grown = json.loads((Path(stages["supernet"]["folder"]) / "widths.json").read_text("utf-8"))
+    weights = load_file(Path(stages["supernet_tasks"]["folder"]) / "supernet.safetensors")
+    for index, one in enumerate(done.students(RANDOM_INHERITED)):
+        architecture = one["architecture"]
+        width = {f"{label}_ffn": width for label, width in grown.items()}
+        assert {key: width[key] for key in architecture if key.endswith("_ffn")} == {
+            key: value for key, value in architecture.items() if key.endswith("_ffn")
+        }
+        folder = Path(stages[f"{RANDOM_INHERITED} {index} slices"]["folder"])
+        trained = Path(done.state(**{"retrain.init": "inherit"})[f"{one['key']} pretrain"]["folder"])
+        inputs = json.loads((trained / "stage.json").read_text("utf-8"))["inputs"]
+        assert inputs["inherited"] == stages[f"{RANDOM_INHERITED} {index} slices"]["digest"]
+        own = load_file(folder / "pruned" / "model.safetensors")
+        for layer, block in enumerate(chosen_blocks(architecture)):
+            up = own[f"layers.{layer}.ffn.up.weight"]
+            assert torch.equal(up, weights[f"layers.{layer}.{block}.ffn.up.weight"][: len(up)])
+        assert set(one["seconds"]) >= {"supernet", "supernet_tasks"}
+        assert "search" not in one["seconds"]
 
 
 def test_the_compute_of_elm_is_turned_into_steps(done: Done) -> None:
@@ -358,7 +381,7 @@ def test_test_rows_are_scored_once_and_by_the_option_alone(
     printed, _ = run_main(done.out.parent, out=tmp_path / "out", test=True)
     assert f"Scores are of the test rows: polarity (accuracy, {NUM_ROWS} rows)" in printed
     tested = [json.loads(line) for line in (tmp_path / "out" / "tested.jsonl").read_text("utf-8").splitlines()]
-    assert len(tested) == len(NAMES) + 1 + 2
+    assert len(tested) == len(NAMES) + 2 + 2
     # an independent score, row by row, from the saved model
     one = done.students(COMPUTE)[0]
     model = ElmForSequenceClassification.from_pretrained(done.store / one["models"]["polarity"] / "model").eval()
