@@ -63,7 +63,9 @@ def run(
     source: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/NAME.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Hub name or folder of the teacher.")] = None,
-    text: Annotated[str | None, typer.Option(help="Corpus: a local file, a hub data set or offline:NAME.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Corpus: a local file, a hub data set or offline:NAME; may be repeated.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A known task, or a local csv, jsonl or parquet file.")] = None,
     columns: Annotated[
         str | None, typer.Option(help="Columns of a local task, such as text=review,label=stars.")
@@ -89,7 +91,7 @@ def run(
 
     overrides: dict[str, Any] = dict(parse_assignment(item) for item in set_ or [])
     given = {
-        "teacher.name": teacher, "data.corpus": text, "limits.max_params": max_params, "seed": seed,
+        "teacher.name": teacher, "data.corpus": text or None, "limits.max_params": max_params, "seed": seed,
         "tasks": _task(task, columns, metric),
     }  # fmt: skip
     overrides |= {key: value for key, value in given.items() if value is not None}

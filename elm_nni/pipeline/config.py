@@ -57,13 +57,14 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Pre-training text: an offline corpus, a hub data set or a local file. Lengths in tokens, sizes in rows.
+    """Pre-training text: offline corpora, hub data sets or local files. Lengths in tokens, sizes in rows.
 
+    Several sources are mixed in proportion to their size; where they are streamed they take turns, text by text.
     ``streaming`` packs rows as they are needed, in the order of the source, for text that does not fit the disk. The
     held-out rows are then the first ones, left out of the first pass.
     """
 
-    corpus: str = "offline:demo"
+    corpus: tuple[str, ...] = ("offline:demo",)
     text_column: str = "text"
     sequence_length: int = 128
     limit_tokens: int | None = None

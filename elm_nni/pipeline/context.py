@@ -15,7 +15,7 @@ from torch import Tensor
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.data.batches import TaskRows
 from elm_nni.data.conll import CONLL_SUFFIX
-from elm_nni.data.corpora import CorpusSpec, corpus_digest, corpus_texts, load_corpus
+from elm_nni.data.corpora import CorpusSpec, as_specs, corpus_digest, corpus_texts, load_corpus
 from elm_nni.data.language import LanguageData, LanguageRows, Masking
 from elm_nni.data.metrics import MAIN_METRICS
 from elm_nni.data.outputs import RowBatches, TokenizedRows
@@ -201,10 +201,12 @@ class Context:
         return load_corpus(self.corpus_spec, streaming=True, seed=self.config.seed)
 
     @property
-    def corpus_spec(self) -> CorpusSpec:
+    def corpus_spec(self) -> list[CorpusSpec]:
         """The run's text; text of a task's rows is split by the run's seed."""
         data = self.config.data
-        return replace(CorpusSpec.parse(data.corpus), column=data.text_column, split_seed=self.config.seed)
+        return [
+            replace(spec, column=data.text_column, split_seed=self.config.seed) for spec in as_specs(data.corpus)
+        ]
 
     @cached_property
     def tasks(self) -> dict[str, Task]:

@@ -18,7 +18,6 @@ from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.strategies.head_pruning import CkaHeadPruner
 from elm_nni.strategies.one_shot import set_path
 
-
 PRUNED = "pruned"
 
 

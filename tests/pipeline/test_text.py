@@ -1,4 +1,4 @@
-"""Text that is packed as it is needed: the batches of the stream, resume, and rows that are held out."""
+"""Text of several sources, and text that is packed as it is needed: its batches, and rows that are held out."""
 
 import pytest
 import torch
@@ -15,9 +15,12 @@ from .conftest import settings
 
 @pytest.fixture
 def streamed(own, tmp_path):
-    path = tmp_path / "own.yaml"
     values = settings(own)
-    values["data"] = {**values["data"], "streaming": True}
+    return context_of({**values, "data": {**values["data"], "streaming": True}}, tmp_path)
+
+
+def context_of(values, tmp_path):
+    path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return Context(load_config(str(path)), StageStore(tmp_path / "store"), lambda event, **values: None)
 
@@ -42,6 +45,26 @@ def test_held_out_rows_are_not_trained_on_in_the_first_pass(streamed):
     batch_of = text_batches(streamed, streamed.config.retrain.pretrain, "pretrain")
     trained = rows_of([batch_of(step) for step in range(5)])
     assert not trained & rows_of([held_out.batch(list(range(len(held_out))))])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_sources_are_mixed(own, tmp_path, streaming):
+    words = {"a": "film great", "b": "42 warm"}
+    for name, text in words.items():
+        (tmp_path / f"{name}.txt").write_text(f"{text}\n" * 300, encoding="utf-8")
+    values = settings(own)
+    sources = [str(tmp_path / f"{name}.txt") for name in words]
+    values["data"] = {**values["data"], "corpus": sources, "streaming": streaming}
+    context = context_of(values, tmp_path)
+    for packed in context.corpus:
+        ids = packed.batch(list(range(len(packed))))["input_ids"].flatten().tolist()
+        counts = [ids.count(context.tokenizer(text)["input_ids"][1]) for text in words.values()]
+        assert min(counts) > 0
+        assert counts == pytest.approx([sum(counts) / 2] * 2, rel=0.1)
+
+
+def test_one_source_is_a_list_of_one():
+    assert load_config("nano", {"data.corpus": "a.txt"}) == load_config("nano", {"data.corpus": ["a.txt"]})
 
 
 def test_streaming_and_a_limit_exclude_each_other():
