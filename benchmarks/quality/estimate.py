@@ -52,7 +52,4 @@ def stage_seconds(context: Context) -> dict[str, float]:
     seconds["teacher_training"] = 3 * per_token * finetune.steps * finetune.batch_size * lengths
     seconds["cut_training"] = seconds["teacher_training"] / 2
     seconds["int8"] = INT8_SECONDS * len(context.tasks)
-    if context.config.teacher.head == "linear":
-        tokens = sum(int(task.train.lengths.sum()) for task in context.tasks.values())
-        seconds["teacher"] = tokens * per_token
     return seconds

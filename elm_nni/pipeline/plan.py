@@ -17,7 +17,7 @@ from elm_nni.modeling.blocks_elm import BLOCKS
 from elm_nni.pipeline import latency_stage, precision, supernet_stage, teacher_stage
 from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, TrainingConfig
-from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.context import TEXT, Context
 from elm_nni.pipeline.search_stage import check_reachable, max_evaluations
 from elm_nni.pipeline.store import StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings
@@ -85,7 +85,7 @@ def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[st
     retrain, tasks = config.retrain, len(config.tasks)
     return [
         ("supernet", config.supernet.pretrain.steps, text(config.supernet.pretrain)),
-        ("teacher", 0, 30.0 * tasks),
+        ("teacher", 0, _teacher_seconds(context, chosen["teacher_seconds"]["fp32"] / chosen["tokens"])),
         ("supernet_tasks", config.supernet.tasks.steps, rows(config.supernet.tasks, sum(lengths.values()) / tasks)),
         # a forward is a third of a training step
         ("search (evaluations)", evaluations, scored * student / 3),
@@ -95,6 +95,14 @@ def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[st
             trained * rows(retrain.finetune, sum(lengths.values())),
         ),
     ]  # fmt: skip
+
+
+def _teacher_seconds(context: Context, per_token: float) -> float:
+    """Of the heads: a forward of all training rows, or that and a training step at the cost of three an epoch."""
+    how, rows = context.config.teacher, [task.train for task in context.tasks.values() if task.name != TEXT]
+    tokens = sum(int(part.lengths.sum()) for part in rows)
+    forwards = 1 + (3 * how.finetune_epochs if how.head == "finetune" else 0)
+    return forwards * tokens * per_token
 
 
 def _reach(settings: SpaceSettings, table: LatencyTable) -> list[str]:

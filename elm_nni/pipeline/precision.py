@@ -21,7 +21,7 @@ from elm_nni.pipeline.supernet_stage import make_space, text_batches
 from elm_nni.seeding import seeded
 from elm_nni.strategies.one_shot import set_path, to_supernet
 
-_REPEATS, _ROWS = 3, 8
+_REPEATS, _CPU_ROWS = 3, 8
 _RESULT = "precision.json"
 
 
@@ -31,7 +31,7 @@ def precision_inputs(context: Context) -> dict[str, Any]:
     return {
         **context.identity, "student": config.precision, "teacher_precision": config.teacher.precision,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {context.device}",
-        "rows": _ROWS, "sequence_length": config.data.sequence_length,
+        "rows": _rows(context), "sequence_length": config.data.sequence_length,
     }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def build_precision(context: Context, folder: Path) -> None:
     """
     config = context.config
     training = config.supernet.pretrain
-    batch = text_batches(context, replace(training, batch_size=_ROWS), "precision")(0)
+    batch = text_batches(context, replace(training, batch_size=_rows(context)), "precision")(0)
     with seeded(config.seed, "precision"):
         space = make_space(context)
         to_supernet(space)
@@ -72,9 +72,14 @@ def build_precision(context: Context, folder: Path) -> None:
         {
             "student": _choose(config.precision, student_seconds), "student_seconds": student_seconds,
             "teacher": _choose(config.teacher.precision, teacher_seconds), "teacher_seconds": teacher_seconds,
-            "tokens": _ROWS * config.data.sequence_length,
+            "tokens": _rows(context) * config.data.sequence_length,
         },
     )  # fmt: skip
+
+
+def _rows(context: Context) -> int:
+    """A GPU takes about as long for few rows as for many, so it is timed with the rows of a step."""
+    return _CPU_ROWS if context.device == "cpu" else context.config.supernet.pretrain.batch_size
 
 
 def load_precision(folder: Path) -> dict[str, Any]:
