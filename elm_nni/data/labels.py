@@ -61,7 +61,7 @@ def _plain_text(piece: Any) -> str | list[str]:
 
 
 def _read_labels(rows: datasets.Dataset, spec: TaskSpec) -> list[Any]:
-    feature, column = rows.features[spec.label], rows[spec.label][:]
+    feature, column = _label_feature(rows.features[spec.label], spec), rows[spec.label][:]
     is_list = isinstance(feature, (datasets.List, datasets.LargeList))
     if spec.kind in ("classification", "regression"):
         if is_list:
@@ -70,14 +70,24 @@ def _read_labels(rows: datasets.Dataset, spec: TaskSpec) -> list[Any]:
             )
         return [_named(feature, label) for label in column]
     if is_list:
-        return [_all_named(feature.feature, labels) for labels in column]
+        inner = _label_feature(feature.feature, spec)
+        return [_all_named(inner, labels) for labels in column]
     if spec.kind == "token_classification":
         raise UserError(f"task '{spec.name}': column '{spec.label}' must hold lists of tags")
     return [_label_set(label) for label in column]
 
 
+def _label_feature(feature: Any, spec: TaskSpec) -> Any:
+    # whole numbers are ids of the names that the specification gives, where no name is a number itself
+    is_number = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
+    names = spec.label_names or ()
+    if spec.kind == "regression" or not is_number or not names or any(name.lstrip("-").isdigit() for name in names):
+        return feature
+    return datasets.ClassLabel(names=list(names))
+
+
 def _named(feature: Any, label: Any) -> Any:
-    if not isinstance(feature, datasets.ClassLabel):
+    if not isinstance(feature, datasets.ClassLabel) or (label is not None and label >= len(feature.names)):
         return label
     # -1 is written where the label is withheld
     return feature.names[label] if label is not None and label >= 0 else None

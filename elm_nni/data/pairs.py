@@ -72,30 +72,50 @@ class PairRows:
 
 
 def load_pairs(
-    source: str, seed: int = 0, *, text: str = "text", text_pair: str = "text_pair"
+    source: str,
+    seed: int = 0,
+    *,
+    text: str = "text",
+    text_pair: str = "text_pair",
+    config: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...], tuple[Pair, ...]]:
-    """Train, validation and test pairs, cut 80/10/10 by (the pairs, ``seed``) alone.
+    """Train, validation and test pairs, cut by (the pairs, ``seed``) alone.
 
-    A text that occurs twice on its side would have two right answers: only its first pair stays.
+    One source without a test is cut 80/10/10. A hub split of its own stays the test, and a tenth of train (at most
+    2,000 pairs) becomes validation. A text that occurs twice on its side would have two right answers: only its first
+    pair stays, that of the test before those of train.
 
     Args:
         source: ``headlines``, the packaged news articles with their first line as the query; a local file, or a hub
-            data set with a split ``train``.
+            data set.
         seed: fixes the splits.
         text: column of the queries.
         text_pair: column of the documents.
+        config: configuration of a hub data set.
+        train_split: hub split to train on.
+        test_split: hub split to test on; None cuts the test from train. Files have no splits.
 
     Raises:
-        UserError: a missing package, file or column, hub out of reach, or fewer than twenty pairs.
+        UserError: a missing package, file or column, hub out of reach, a test without pairs, or fewer than twenty pairs
+            to train on.
 
     Example:
         >>> len(load_pairs("headlines")[2])
         206
     """
-    pairs = _distinct(_headlines() if source == HEADLINES else _read(source, text, text_pair))
+    columns = (text, text_pair)
+    tests: list[Pair] = []
+    if test_split is not None and source != HEADLINES and not is_local(source):
+        tests = _distinct(_read(source, columns, config, test_split))
+        if not tests:
+            raise UserError(f"{source} has no pairs in its split '{test_split}'")
+    found = _headlines() if source == HEADLINES else _read(source, columns, config, train_split)
+    pairs = _distinct([*tests, *found])[len(tests) :]
     if len(pairs) < _LEAST_PAIRS:
         raise UserError(f"{source} has {len(pairs)} different pairs; give at least {_LEAST_PAIRS}")
-    parts = split_table(Table(list(pairs), [0] * len(pairs)), (), seed)
+    parts = split_table(_table(pairs), [_table(tests)] if tests else (), seed)
     train, validation, test = (tuple((query, document) for query, document in part.texts) for part in parts)
     return train, validation, test
 
@@ -141,11 +161,15 @@ def _headlines() -> list[Pair]:
     return [(headline.strip(), body.strip()) for headline, _, body in articles]
 
 
-def _read(source: str, text: str, text_pair: str) -> list[Pair]:
-    rows = load_file(local_path(source)) if is_local(source) else load_hub(source, config=None, split="train")
-    require_columns(rows, (text, text_pair), source)
-    columns = (rows[text][:], rows[text_pair][:])
-    return [(str(query or "").strip(), str(document or "").strip()) for query, document in zip(*columns)]
+def _read(source: str, columns: tuple[str, str], config: str | None, split: str) -> list[Pair]:
+    rows = load_file(local_path(source)) if is_local(source) else load_hub(source, config=config, split=split)
+    require_columns(rows, columns, source)
+    texts = (rows[column][:] for column in columns)
+    return [(str(query or "").strip(), str(document or "").strip()) for query, document in zip(*texts)]
+
+
+def _table(pairs: Sequence[Pair]) -> Table:
+    return Table(list(pairs), [0] * len(pairs))
 
 
 def _distinct(pairs: Sequence[Pair]) -> list[Pair]:

@@ -106,6 +106,12 @@ def _load(what: str, load: Callable[[], Rows]) -> Rows:
         raise UserError(
             f"{what}: the hub cannot be reached ({_first_line(error)}); use a local file or offline:demo"
         ) from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise UserError(
+            f"{what} is loaded by a script of its own, which datasets does not run; name a copy that has data files"
+        ) from error
     except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
         if "corresponds to no data" in str(error):
             raise UserError(f"{what} has no rows") from error

@@ -23,7 +23,9 @@ class TaskSpec:
             as "sport|politics", empty for none; tags (token_classification) are a list as long as that of the words.
         metric: the main metric, which a search maximises: a name of ``elm_nni.data.metrics.METRICS``.
         kind: "classification", "regression", "multi_label" or "token_classification".
-        label_names: names of the classes, labels or tags in order of their ids; None takes them from the data (sorted).
+        label_names: names of the classes, labels or tags in order of their ids. Whole numbers in the column are ids of
+            these names, unless some name is a number itself. None takes the names of the column's features, else what
+            occurs in the data (sorted).
         max_length: tokens a row is cut to, special tokens counted.
         config: configuration of a hub data set.
         train_split: hub split to train on.
@@ -34,7 +36,7 @@ class TaskSpec:
 
     Raises:
         ValueError: an unknown kind, a metric that is unknown or of another kind, other than one or two text columns
-            (one for tags), further tests without a test, or ``max_length`` below 8.
+            (one for tags), no or repeated ``label_names``, further tests without a test, or ``max_length`` below 8.
 
     Example:
         >>> TaskSpec(name="mine", source="reviews.csv", text=("review",), label="stars").metric
@@ -65,6 +67,8 @@ class TaskSpec:
             raise ValueError(
                 f"text must name {'one column' if most == 1 else 'one or two columns'}, got {len(self.text)}"
             )
+        if self.label_names is not None and len(set(self.label_names)) != max(1, len(self.label_names)):
+            raise ValueError(f"label_names must be different names, got {', '.join(self.label_names) or 'none'}")
         if self.extra_tests and self.test_split is None:
             raise ValueError("extra_tests need a test_split")
         if self.max_length < 8:

@@ -90,9 +90,11 @@ class VocabularyConfig:
 class TaskConfig:
     """A downstream task: a known name, or a local file / hub data set with named columns.
 
-    The task ``text`` is language modelling of ``data.corpus``: next tokens in a causal space, else hidden ones. Of
-    other tasks ``limit_rows`` training rows are used; rows of search, validation and test are not limited. Questions
-    (kind ``question_answering``) may have a file of their own to test on, ``test_source``.
+    A hub data set may have a ``config`` and splits; without a ``test_split`` a part of train is tested on, of questions
+    the split ``validation``. ``label_names`` are the classes, labels or tags in order of their ids. The task ``text``
+    is language modelling of ``data.corpus``: next tokens in a causal space, else hidden ones. Of other tasks
+    ``limit_rows`` training rows are used; rows of search, validation and test are not limited. Questions (kind
+    ``question_answering``) may have a file of their own to test on, ``test_source``.
     """
 
     name: str = "polarity"
@@ -108,6 +110,10 @@ class TaskConfig:
     max_length: int | None = None
     limit_rows: int | None = None
     test_source: str | None = None
+    config: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    label_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_text(cls, text: str) -> TaskConfig:

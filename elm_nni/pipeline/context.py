@@ -58,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 # the task that is language modelling of the corpus
 TEXT = "text"
+# keys of a task that name a part of a hub data set, and those that a digest names only where they are given
+_HUB_KEYS = ("config", "train_split", "test_split")
+_NAMED_IF_GIVEN = (*_HUB_KEYS, "label_names")
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,8 @@ class Context:
 
     def _prepare_questions(self, task: TaskConfig, tokenizer: Any) -> Task:
         seed = self.config.seed
-        questions = load_questions(task.source or task.name, seed, test_source=task.test_source)
+        source, parts = task.source or task.name, _parts_of_hub(task)
+        questions = load_questions(source, seed, test_source=task.test_source, **parts)
         data = QuestionTask(task.name, questions, task.max_length or QuestionTask.max_length)
         train, search = split_search_questions(questions.train, self.config.search.validation_size, seed)
         if task.limit_rows is not None:
@@ -301,8 +305,8 @@ class Context:
 
     def _prepare_pairs(self, task: TaskConfig, tokenizer: Any) -> Task:
         seed, length = self.config.seed, task.max_length or PairTask.max_length
-        second = task.text_pair or "text_pair"
-        train, validation, test = load_pairs(task.source or task.name, seed, text=task.text, text_pair=second)
+        second, parts = task.text_pair or "text_pair", _parts_of_hub(task)
+        train, validation, test = load_pairs(task.source or task.name, seed, text=task.text, text_pair=second, **parts)
         rest, search = split_search_pairs(train, self.config.search.validation_size, seed)
         if task.limit_rows is not None:
             rest = tuple(rest[row] for row in drawn_rows(len(rest), task.limit_rows, seed))
@@ -333,7 +337,8 @@ def latency_condition(config: Config) -> LatencyCondition:
 
 def task_identity(task: TaskConfig) -> dict[str, Any]:
     """What names a task's rows in the digest of a stage: files by their content."""
-    known = {**asdict(task), "source": task.source and content_of(task.source)}
+    named = {key: value for key, value in asdict(task).items() if value is not None or key not in _NAMED_IF_GIVEN}
+    known = {**named, "source": task.source and content_of(task.source)}
     test_source = known.pop("test_source")
     return {**known, "test_source": content_of(test_source)} if test_source else known
 
@@ -348,11 +353,16 @@ def content_of(name: str) -> str:
     return name
 
 
+def _parts_of_hub(task: TaskConfig) -> dict[str, Any]:
+    # what is not given is left to the loader
+    return {key: value for key in _HUB_KEYS if (value := getattr(task, key)) is not None}
+
+
 def task_spec(task: TaskConfig) -> TaskSpec:
     """The specification that ``elm_nni.data`` loads.
 
     Raises:
-        UserError: unknown name without a source, or a metric that does not fit.
+        UserError: unknown name without a source, a metric that does not fit, or names of labels that are not unique.
     """
     if task.source is None and task.name in TASKS:
         spec = TASKS[task.name]
@@ -365,6 +375,7 @@ def task_spec(task: TaskConfig) -> TaskSpec:
         changes = {"name": task.name, "text": text, "label": task.label, "kind": kind}
         changes["metric"] = MAIN_METRICS[changes["kind"]]
         changes["max_length"] = task.max_length or spec.max_length
+        changes |= {"label_names": task.label_names, **_parts_of_hub(task)}
     if task.metric:
         changes["metric"] = task.metric
     try:

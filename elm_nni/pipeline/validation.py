@@ -8,16 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elm_nni.errors import UserError
+from elm_nni.pipeline.task_validation import check_task
 
 if TYPE_CHECKING:
     from elm_nni.pipeline.config import Config, SearchConfig
 
 # What a search can look for: the fitness, and what an architecture's description gives.
 SEARCH_OBJECTIVES = ("metric", "params", "latency_ms")
-# what a linear head of the teacher is fitted on
-_LEAST_ROWS = 10
-# tokens of a row: special tokens and a few words
-_LEAST_LENGTH = 8
 
 
 def validate(config: Config) -> None:
@@ -115,18 +112,7 @@ def validate(config: Config) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"tasks: names must differ, got {', '.join(names)}")
     for task in config.tasks:
-        if task.test_source is not None and task.kind != "question_answering":
-            raise UserError(
-                f"tasks.{task.name}.test_source: {task.test_source!r} is not allowed; it belongs to question_answering"
-            )
-        if task.max_length is not None and task.max_length < _LEAST_LENGTH:
-            raise UserError(
-                f"tasks.{task.name}.max_length: {task.max_length} is not allowed; it must be >= {_LEAST_LENGTH} or null"
-            )
-        if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
-            raise UserError(
-                f"tasks.{task.name}.limit_rows: {task.limit_rows} is not allowed; it must be >= {_LEAST_ROWS} or null"
-            )
+        check_task(task)
     unknown = [name for name in config.search.tasks if name not in names]
     if unknown:
         raise UserError(f"search.tasks: unknown task {unknown[0]!r}; known: {', '.join(names)}")

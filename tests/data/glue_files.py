@@ -4,6 +4,8 @@ from pathlib import Path
 
 import datasets
 
+from .hub_files import write_hub
+
 THREE = ["entailment", "neutral", "contradiction"]
 COLUMNS = {
     "cola": (["sentence"], ["unacceptable", "acceptable"]),
@@ -57,12 +59,10 @@ def _rows(name, split):
 
 def write_glue(folder: Path) -> str:
     """Writes all configurations; the folder loads as the hub data set does."""
-    lines = ["---", "configs:"]
-    for name in COLUMNS:
-        lines += [f"- config_name: {name}", "  data_files:"]
-        for split in ALL_SPLITS.get(name, ("train", "validation", "test")):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            _rows(name, split).to_parquet(folder / name / f"{split}-00000-of-00001.parquet")
-            lines += [f"  - split: {split}", f"    path: {name}/{split}-*"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return str(folder)
+    return write_hub(
+        folder,
+        {
+            name: {split: _rows(name, split) for split in ALL_SPLITS.get(name, ("train", "validation", "test"))}
+            for name in COLUMNS
+        },
+    )

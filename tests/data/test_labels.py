@@ -129,6 +129,16 @@ def test_tags_of_features(tmp_path):
     _check_tagged(load_task(_tagged(source), cache_dir=tmp_path / "cache"))
 
 
+def test_given_names_are_those_of_lists_of_ids(tmp_path):
+    names = TAGS[::-1]
+    rows = [{"text": words, "label": [names.index(tag) for tag in tags]} for words, tags in map(_sentence, range(50))]
+    data = load_task(_tagged(_write_lines(tmp_path / "a.jsonl", rows), label_names=names), cache_dir=tmp_path / "cache")
+    sentences = {tuple(words): tags for words, tags in map(_sentence, range(50))}
+    assert data.label_names == names
+    for row in data.train:
+        assert [names[label] for label in row["label"]] == sentences[tuple(row["text"])]
+
+
 def test_conll_files(tmp_path):
     sentences = ["\n".join(f"{word} NN x {tag}" for word, tag in zip(*_sentence(number))) for number in range(50)]
     tabs = sentences[1].replace(" ", "\t").replace("New", "New old")

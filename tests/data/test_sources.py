@@ -68,6 +68,13 @@ def test_missing_file(tmp_path):
         load_file(tmp_path / "nothing.txt")
 
 
+def test_a_data_set_with_a_script_of_its_own(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.py").write_text("raise SystemExit\n")
+    with pytest.raises(UserError, match="data set '.*old', configuration 'a', split 'train' is loaded by a script of"):
+        load_hub(str(tmp_path / "old"), config="a", cache_dir=tmp_path / "cache")
+
+
 @pytest.mark.parametrize("chunk", [3, 4, 5, 1 << 20])
 @pytest.mark.parametrize(
     ("content", "offset"),

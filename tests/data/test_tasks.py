@@ -94,6 +94,20 @@ def test_given_label_names_fix_the_ids(tmp_path):
         load_task(TaskSpec(**{**vars(spec), "label_names": ("b", "c")}), cache_dir=tmp_path / "cache")
 
 
+def test_given_names_are_those_of_ids(tmp_path):
+    source = _write_csv(tmp_path / "a.csv", [f"text {number},{number % 3 - 1}" for number in range(60)])
+    spec = TaskSpec(name="a", source=source, text=("review",), label="stars", label_names=("bad", "good"))
+    data = load_task(spec, cache_dir=tmp_path / "cache")
+    # -1 stands where a label is withheld
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 40
+    assert data.label_names == ("bad", "good")
+    assert all(row["label"] == int(row["text"].split()[1]) % 3 - 1 for row in data.train)
+    named = load_task(TaskSpec(**{**vars(spec), "label_names": ("1", "0", "-1")}), cache_dir=tmp_path / "cache")
+    assert all(row["label"] == 2 - int(row["text"].split()[1]) % 3 for row in named.train)
+    with pytest.raises(UserError, match="task 'a': label '1' is not one of bad"):
+        load_task(TaskSpec(**{**vars(spec), "label_names": ("bad",)}), cache_dir=tmp_path / "cache")
+
+
 def test_pairs_and_regression(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [{"text": f"q{n}", "second": f"a{n % 7}", "label": n / 4} for n in range(40)]
@@ -168,6 +182,10 @@ def test_bad_specs():
         TaskSpec(name="a", source="a.csv", text=("a", "b", "c"))
     with pytest.raises(ValueError, match="text must name one column, got 2"):
         TaskSpec(name="a", source="a.jsonl", kind="token_classification", metric="entity_f1", text=("a", "b"))
+    with pytest.raises(ValueError, match="label_names must be different names, got a, b, a"):
+        TaskSpec(name="a", source="a.csv", label_names=("a", "b", "a"))
+    with pytest.raises(ValueError, match="label_names must be different names, got none"):
+        TaskSpec(name="a", source="a.csv", label_names=())
     with pytest.raises(ValueError, match="extra_tests need a test_split"):
         TaskSpec(name="a", source="a.csv", extra_tests=(("hard", "test_hard"),))
     with pytest.raises(ValueError, match="metric 'pearson' does not fit kind 'classification'"):

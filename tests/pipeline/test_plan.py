@@ -16,6 +16,8 @@ MEASURED = {
 }  # fmt: skip
 # every row of the task: [CLS], ten words, a number, [SEP]
 LENGTH = 13
+# of 400 rows, 80 are held out and 32 are the search's
+ROWS = 288
 
 
 @pytest.mark.parametrize(("lambda_feature", "on_tasks"), [(1.0, 0.03), (0.0, 0.02)])
@@ -26,11 +28,18 @@ def test_seconds_follow_from_steps_rows_and_lengths(lambda_feature, on_tasks, co
     text, rows = 8 * 8 * 16 * 0.03, 8 * 8 * LENGTH * on_tasks
     evaluations = 4 + 2 * (2 + 2)
     assert found == pytest.approx({
-        "supernet": text, "teacher": 30.0, "supernet_tasks": rows,
+        "supernet": text, "teacher": ROWS * LENGTH * 0.01, "supernet_tasks": rows,
         "search (evaluations)": evaluations * 32 * LENGTH * 0.02 / 3,
         # the winner and the uniform baseline
         "retrain and baseline": 2 * text, "fine-tune and baseline": 2 * rows,
     })  # fmt: skip
+
+
+def test_a_fine_tuned_teacher_takes_three_forwards_an_epoch_more(config_file: Path, tmp_path: Path):
+    config = load_config(str(config_file), {"teacher.head": "finetune", "teacher.finetune_epochs": 4})
+    context = Context(config, StageStore(tmp_path), lambda *_, **__: None)
+    found = {name: seconds for name, _, seconds in estimated_seconds(context, MEASURED)}
+    assert found["teacher"] == pytest.approx((1 + 3 * 4) * ROWS * LENGTH * 0.01)
 
 
 def test_training_rows_are_limited_and_no_others(config_file: Path, tmp_path: Path):
