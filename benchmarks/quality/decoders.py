@@ -22,7 +22,7 @@ from elm_nni.distillation.teacher import Teacher
 from elm_nni.pipeline.evaluate_stage import System, teacher_system
 from elm_nni.search_spaces.architecture import SpaceSettings
 from quality.encoders import StudentSizes
-from quality.trial import LeftOut
+from quality.sizes import config_of_size
 
 
 class _TableHead(nn.Module):
@@ -91,24 +91,8 @@ class StockDecoder(nn.Module):
 
 
 def gpt2_config(target: int, settings: SpaceSettings, end: int | None) -> GPT2Config:
-    """GPT-2 of the space's width and heads with ``target`` parameters outside the embeddings.
-
-    It has the space's number of layers, or as many as leave a feed-forward width of at least 1.
-
-    Args:
-        target: parameters of the layers and the last norm.
-        settings: of the space.
-        end: the token that ends a text.
-
-    Raises:
-        LeftOut: the size is below one layer of width 1.
-    """
-    for num_layers in range(settings.num_layers, 0, -1):
-        sizes = [_size(_config(num_layers, width, settings, end)) for width in (1, 2)]
-        width = 1 + round((target - sizes[0]) / (sizes[1] - sizes[0]))
-        if width >= 1:
-            return _config(num_layers, width, settings, end)
-    raise LeftOut(f"no GPT2Config of width {settings.hidden_size} has {target} parameters outside the embeddings")
+    """GPT-2 of the space's width and heads, see ``config_of_size``; the last norm counts, ``end`` ends a text."""
+    return config_of_size(target, settings, lambda layers, width: _config(layers, width, settings, end), _size)
 
 
 def _config(num_layers: int, width: int, settings: SpaceSettings, end: int | None) -> GPT2Config:

@@ -21,7 +21,7 @@ from elm_nni.distillation.table import svd_token_table
 from elm_nni.distillation.teacher import Teacher
 from elm_nni.pipeline.evaluate_stage import System, teacher_system
 from elm_nni.search_spaces.architecture import SpaceSettings
-from quality.trial import LeftOut
+from quality.sizes import config_of_size
 
 HEAD, WEIGHTS = "head.safetensors", "model.safetensors"
 # in the configuration of a model whose token table has low rank
@@ -99,19 +99,8 @@ class StockEncoder(nn.Module):
 
 
 def stock_config(target: int, settings: SpaceSettings) -> BertConfig:
-    """BERT of the space's width and heads with ``target`` parameters outside the embeddings.
-
-    It has the space's number of layers, or as many as leave a feed-forward width of at least 1.
-
-    Raises:
-        LeftOut: the size is below one layer of width 1.
-    """
-    for num_layers in range(settings.num_layers, 0, -1):
-        sizes = [_size(_bert_config(num_layers, width, settings)) for width in (1, 2)]
-        width = 1 + round((target - sizes[0]) / (sizes[1] - sizes[0]))
-        if width >= 1:
-            return _bert_config(num_layers, width, settings)
-    raise LeftOut(f"no BertConfig of width {settings.hidden_size} has {target} parameters outside the embeddings")
+    """BERT of the space's width and heads, see ``config_of_size``."""
+    return config_of_size(target, settings, lambda layers, width: _bert_config(layers, width, settings), _size)
 
 
 def _bert_config(num_layers: int, width: int, settings: SpaceSettings) -> BertConfig:

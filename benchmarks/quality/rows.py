@@ -127,7 +127,9 @@ def best_uniform(rows: Sequence[Row]) -> str | None:
 
 
 def differences(rows: Sequence[Scored], against: str | None) -> list[Difference]:
-    """Every other system minus this one, for each task and their mean, seed by seed; none if it has no rows."""
+    """Every other system minus this one, for each task and their mean, seed by seed; none to None."""
+    if against is None:
+        return []
     base = {row.seed: row.scores for row in rows if row.system == against}
     found: list[Difference] = []
     for name in dict.fromkeys(row.system for row in rows if row.system != against):
