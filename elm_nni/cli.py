@@ -426,6 +426,10 @@ def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
     lines.append(f"ms: {results['latency_ms']['condition']}; scores on the test split, " + ", ".join(
         f"{name}: {task['metric']}, n={task['n']}" for name, task in results["tasks"].items()
     ))  # fmt: skip
+    for name, task in results["tasks"].items():
+        # results of an older version name the main metric alone
+        if len(metrics := task.get("metrics", {})) > 1:
+            lines.append(f"{name}, ELM (ours): " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     found = results.get("comparison")
     if found:
         limit, measured = results["latency_ms"]["limit"], results["latency_ms"]["measured"]

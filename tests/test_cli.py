@@ -200,3 +200,15 @@ def test_latency_measure_writes_a_table_that_a_run_accepts(config_file, tmp_path
 
 def test_yaml_of_the_run_directory_is_the_resolved_configuration(config_file, own):  # noqa: F811
     assert yaml.safe_load(config_file.read_text()) == settings(own)
+
+
+def test_the_table_names_every_metric_where_there_are_several(tmp_path):
+    row = {"name": "ELM (ours)", "tasks": {"text": -2.5}, "params": 5, "megabytes": 1.0, "latency_ms": 2.0}
+    task = {"kind": "causal_lm", "metric": "log_likelihood", "n": 7}
+    results = {"systems": [row], "tasks": {"text": task}, "latency_ms": {"condition": "eager"}}
+    several = "text, ELM (ours): log_likelihood -2.5000, perplexity 12.1825"
+    assert several not in cli.results_lines(results, tmp_path)
+    task["metrics"] = {"log_likelihood": -2.5, "perplexity": 12.1825}
+    lines = cli.results_lines(results, tmp_path)
+    assert several in lines
+    assert "from transformers import AutoModelForCausalLM, AutoTokenizer" in lines

@@ -47,10 +47,11 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class System:
-    """One row of the results table; unknown sizes and latencies are ``None``."""
+    """One row of the results table: the main metric of each task, and all of them; what is not known is ``None``."""
 
     name: str
     tasks: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]]
     params: int | None
     params_outside_embeddings: int | None
     megabytes: float | None
@@ -168,9 +169,11 @@ def _tasks(fields: Fields) -> dict[str, TaskResult]:
 
 
 def _system(fields: Fields) -> System:
+    metrics = fields.fields("metrics", optional=True)
     return System(
         name=fields.text("name"),
         tasks=fields.fields("tasks", optional=True).numbers(),
+        metrics={task: metrics.fields(task).numbers() for task in metrics.values},
         params=fields.optional_integer("params"),
         params_outside_embeddings=fields.optional_integer("params_outside_embeddings"),
         megabytes=fields.optional_number("megabytes"),

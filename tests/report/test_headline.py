@@ -121,7 +121,7 @@ def test_without_teacher_or_ours(results: Results) -> None:
 
 
 def system(**tasks: float) -> System:
-    return System("any", tasks, None, None, None, None, "", "")
+    return System("any", tasks, {}, None, None, None, None, "", "")
 
 
 def test_share_is_the_mean_over_common_tasks() -> None:

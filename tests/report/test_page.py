@@ -286,3 +286,17 @@ def test_loading_lines_are_python(make_run: MakeRun) -> None:
     compile(lines, "lines", "exec")
     folder = repr(f"{run_dir.as_posix()}/model")
     assert f"AutoModelForSequenceClassification.from_pretrained({folder}, trust_remote_code=True)" in lines
+
+
+def test_every_metric_is_shown_where_there_are_several(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    assert "Every metric" not in page_of(run_dir).text
+    systems = read_json(run_dir / "results.json")["systems"]
+    for index, system in enumerate(systems[:2]):
+        system["metrics"] = {"polarity": {"accuracy": 0.5 + index, "perplexity": 12.25 + index}}
+    edit_results(run_dir, systems=systems)
+    text = page_of(run_dir).text
+    assert "Every metric of polarity system accuracy perplexity" in text
+    for index, system in enumerate(systems[:2]):
+        assert f"{system['name']} {0.5 + index:.4f} {12.25 + index:.4f}" in text
+    assert f"{systems[2]['name']} – –" in text
