@@ -124,6 +124,29 @@ def outputs_of_rows(values: Tensor, rows: TokenizedRows, indices: Sequence[int])
     return pad_sequence(_tokens_of_rows(values, rows, indices), batch_first=True)
 
 
+def of_documents(run: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """Outputs of tokens (B, T, C) of packed rows by a model that takes one document a row; zero at padding.
+
+    Args:
+        run: takes ``input_ids`` and ``attention_mask``, int64 (D, L), and gives (D, L, C).
+        batch: has ``input_ids`` and ``document_ids`` (B, T): each token's document from 1, 0 in padding.
+
+    Example::
+
+        of_documents(run, rows.batch([0, 1]))   # (2, T, C)
+    """
+    rows = []
+    for ids_T, documents_T in zip(batch["input_ids"], batch["document_ids"]):
+        places = [(documents_T == number).nonzero().squeeze(1) for number in documents_T[documents_T > 0].unique()]
+        ids_DL = pad_sequence([ids_T[place] for place in places], batch_first=True)
+        mask_DL = pad_sequence([torch.ones_like(place) for place in places], batch_first=True)
+        values_DLC = run({"input_ids": ids_DL, "attention_mask": mask_DL})
+        row_TC = values_DLC.new_zeros(len(ids_T), values_DLC.shape[-1])
+        row_TC[torch.cat(places)] = values_DLC[mask_DL.bool()]
+        rows.append(row_TC)
+    return torch.stack(rows)
+
+
 def _of_rows(values: Tensor, rows: TokenizedRows, indices: Sequence[int]) -> Tensor:
     if len(values) == len(rows):
         return values[list(indices)]

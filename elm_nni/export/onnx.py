@@ -9,10 +9,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,44 +21,30 @@ from elm_nni import modeling
 from elm_nni.cost.onnx_graph import PACKAGES, open_session, quantize_graph, require, write_graph
 from elm_nni.cost.timing import median_iqr, time_rounds, watch
 from elm_nni.errors import UserError
+from elm_nni.export.scripts import TOKENIZER_FILE, write_script
 from elm_nni.modeling.saved import load_saved
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE, INT8_FILE, TOKENIZER_FILE, SCRIPT_FILE = "model.onnx", "model-int8.onnx", "tokenizer.json", "infer.py"
-# Architectures that can be exported, and the names of their outputs.
-OUTPUTS = {"ElmForSequenceClassification": "logits", "ElmModel": "last_hidden_state"}
+MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
+# Architectures that can be exported, and the names of their outputs. Generation needs a cache, which no graph here has.
+OUTPUTS = {
+    "ElmForSequenceClassification": ("logits",),
+    "ElmForTokenClassification": ("logits",),
+    "ElmForQuestionAnswering": ("start_logits", "end_logits"),
+    "ElmForSentenceEmbedding": ("sentence_embeddings",),
+    "ElmForMaskedLM": ("logits",),
+    "ElmModel": ("last_hidden_state",),
+}
 # Batch and length of the inputs that the files are checked with; those longer than the model allows are cut.
 CHECKED_SHAPES = ((1, 1), (1, 7), (3, 16), (2, 128))
-
-SCRIPT = '''"""Classify texts without torch: python infer.py "a text" "another" (a pair: first, tab, second)."""
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-from onnxruntime import InferenceSession
-from tokenizers import Tokenizer
-
-FIELDS = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
-session = InferenceSession(Path(__file__).with_name("{model}"), providers=["CPUExecutionProvider"])
-tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
-tokenizer.enable_truncation({max_length})
-tokenizer.enable_padding(pad_id={pad_id}, pad_token={pad_token!r})
-encodings = tokenizer.encode_batch([tuple(text.split("\\t")) if "\\t" in text else text for text in sys.argv[1:]])
-inputs = {{i.name: np.array([getattr(e, FIELDS[i.name]) for e in encodings]) for i in session.get_inputs()}}
-labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
-for text, logits in zip(sys.argv[1:], session.run(None, inputs)[0]):
-    print(json.dumps({{"text": text, "label": labels[int(logits.argmax())], "logits": logits.tolist()}}))
-'''
 
 
 @dataclass(frozen=True)
 class OnnxReport:
     """What was written, and how far it is from PyTorch: largest absolute difference of any output, and sizes in bytes.
 
-    ``script`` is None for a model of several labels or without classifier or tokenizer; the int8 fields are None unless
-    asked for.
+    ``script`` is None for a bare encoder or without a tokenizer; the int8 fields are None unless asked for.
     """
 
     path: Path
@@ -78,18 +62,21 @@ def export_onnx(
     *,
     int8: bool = False,
     token_types: bool = False,
+    max_length: int | None = None,
     tolerance: float = 1e-4,
 ) -> OnnxReport:
     """Write ``model.onnx`` (batch and length free) and compare it with PyTorch in onnxruntime on several shapes.
 
-    With a tokenizer in the folder, a classifier gets ``infer.py`` and ``tokenizer.json`` beside it; the script takes
-    the int8 file if one was asked for.
+    With a tokenizer in the folder, a model of a task gets ``infer.py`` and ``tokenizer.json`` beside it; the script
+    takes the int8 file if one was asked for. Rows of several documents are not for these files: they have no
+    ``document_ids``.
 
     Args:
-        model_folder: Folder of a saved ``ElmForSequenceClassification`` or ``ElmModel``.
+        model_folder: Folder of a saved model of any class in ``OUTPUTS``; a causal language model is none.
         output: Folder to write; made if missing, files of the same names are replaced.
         int8: Also write ``model-int8.onnx``: weights and token table in int8, activations quantised as they come.
         token_types: The model also reads ``token_type_ids``, for pairs of texts.
+        max_length: Tokens that the script cuts texts at, or the windows of a context have. None: all that fit.
         tolerance: Largest difference from PyTorch that is accepted of ``model.onnx``, relative to the largest output
             where that is above one. The int8 file's difference is only reported.
 
@@ -122,7 +109,7 @@ def export_onnx(
                 int8_difference, _ = _compare(model, Path(scratch) / INT8_FILE, token_types)
                 (Path(scratch) / INT8_FILE).replace(target / INT8_FILE)
             draft.replace(target / MODEL_FILE)
-        script = _write_script(source, target, model, INT8_FILE if int8 else MODEL_FILE)
+        script = _write_script(source, target, model, INT8_FILE if int8 else MODEL_FILE, max_length)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     logger.info("wrote %s; largest difference from PyTorch %.2g", target / MODEL_FILE, difference)
@@ -184,16 +171,17 @@ def measure_onnx(
 
 
 class _Positional(nn.Module):
-    """The model with tensors in and one tensor out, which is what an ONNX graph is."""
+    """The model with tensors in and its named outputs out, which is what an ONNX graph is."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model, self.outputs = model, OUTPUTS[type(model).__name__]
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+    ) -> tuple[torch.Tensor, ...]:
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return tuple(found[name] for name in self.outputs)
 
 
 def _load(folder: Path) -> modeling.ElmPreTrainedModel:
@@ -203,7 +191,10 @@ def _load(folder: Path) -> modeling.ElmPreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
         name = (config.architectures or ["nothing"])[0]
         if name not in OUTPUTS:
-            raise UserError(f"{folder} holds {name}; only {' and '.join(OUTPUTS)} are exported to ONNX")
+            raise UserError(
+                f"{folder} holds {name}; only {', '.join(OUTPUTS)} are exported to ONNX, and no model that generates, "
+                "since the files have no cache"
+            )
         model = load_saved(folder, dtype=torch.float32)
     except UserError:
         raise
@@ -215,7 +206,7 @@ def _load(folder: Path) -> modeling.ElmPreTrainedModel:
 def _write(model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) -> None:
     inputs = _inputs(model, 2, min(9, model.config.max_position_embeddings), token_types)
     axes = {name: {0: "batch", 1: "length"} for name in inputs}
-    proto = write_graph(_Positional(model).eval(), inputs, axes, [OUTPUTS[type(model).__name__]], path)
+    proto = write_graph(_Positional(model).eval(), inputs, axes, OUTPUTS[type(model).__name__], path)
     config = model.config
     labels = [config.id2label[index] for index in range(config.num_labels)]
     facts = {"labels": labels, "vocab_size": config.vocab_size, "max_length": config.max_position_embeddings}
@@ -232,10 +223,10 @@ def _compare(model: modeling.ElmPreTrainedModel, path: Path, token_types: bool) 
     for batch_size, length in CHECKED_SHAPES:
         inputs = _inputs(model, batch_size, min(length, model.config.max_position_embeddings), token_types)
         with torch.inference_mode():
-            expected = wrapper(**inputs).numpy()
-        (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-        differences.append(np.abs(found - expected).max())
-        scales.append(np.abs(expected).max())
+            expected = [value.numpy() for value in wrapper(**inputs)]
+        found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        differences += [np.abs(ours - theirs).max() for ours, theirs in zip(found, expected, strict=True)]
+        scales += [np.abs(value).max() for value in expected]
     return float(np.max(differences)), float(np.max(scales))
 
 
@@ -255,23 +246,13 @@ def _inputs(
     return inputs
 
 
-def _write_script(source: Path, target: Path, model: modeling.ElmPreTrainedModel, model_file: str) -> Path | None:
+def _write_script(
+    source: Path, target: Path, model: modeling.ElmPreTrainedModel, model_file: str, max_length: int | None
+) -> Path | None:
     if not (source / TOKENIZER_FILE).is_file():
         return None
     if source.resolve() != target.resolve():
         shutil.copyfile(source / TOKENIZER_FILE, target / TOKENIZER_FILE)
-    # the script names one label a text
-    several = model.config.problem_type == "multi_label_classification"
-    if type(model) is not modeling.ElmForSequenceClassification or several:
-        return None
-    tokenizer = require("tokenizers").Tokenizer.from_file(str(source / TOKENIZER_FILE))
-    pad_id = model.config.pad_token_id or 0
-    values: Mapping[str, Any] = {
-        "model": model_file,
-        "max_length": model.config.max_position_embeddings,
-        "pad_id": pad_id,
-        "pad_token": tokenizer.id_to_token(pad_id) or "[PAD]",
-    }
-    script = target / SCRIPT_FILE
-    script.write_text(SCRIPT.format(**values), encoding="utf-8")
-    return script
+    longest = model.config.max_position_embeddings
+    length = longest if max_length is None else min(max_length, longest)
+    return write_script(source, target, type(model).__name__, model.config, model_file, length)

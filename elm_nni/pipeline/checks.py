@@ -53,4 +53,7 @@ def check_inputs(context: Context) -> None:
 
         for name, task in context.tasks.items():
             if task.kind.elm_class not in OUTPUTS:
-                raise UserError(f"export.onnx: true is not allowed with task {name}; {task.kind.name} is not exported")
+                raise UserError(
+                    f"export.onnx: true is not allowed with task {name}; it must be false with {task.kind.name}, which "
+                    "generates with a cache that ONNX files have not"
+                )

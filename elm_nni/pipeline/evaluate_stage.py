@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from elm_nni.cost.condition import LatencyCondition
 from elm_nni.cost.layer_parts import Model
 from elm_nni.cost.onnx_graph import open_session
 from elm_nni.data.metrics import compute_metric, paired_bootstrap, tfidf_baseline
-from elm_nni.data.outputs import TokenizedRows
+from elm_nni.data.outputs import TokenizedRows, of_documents
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
 from elm_nni.distillation.language import FittedHead, LanguageTeacher
@@ -266,13 +267,15 @@ def _classifier_logits(classifier: Classifier) -> Callable[[Batch], Tensor]:
 
 
 def _onnx_logits(session: Any) -> Callable[[Batch], Tensor]:
+    """Logits as a kind has them; the documents of a packed row are run one by one, since a file knows of none."""
     names = [item.name for item in session.get_inputs()]
+    outputs = [item.name for item in session.get_outputs()]
 
     def run(batch: Batch) -> Tensor:
         feeds = {name: batch[name].numpy() if name in batch else np.zeros_like(batch["input_ids"]) for name in names}
-        return torch.from_numpy(session.run(None, feeds)[0])
+        return logits_of(SimpleNamespace(**dict(zip(outputs, map(torch.from_numpy, session.run(None, feeds))))))
 
-    return run
+    return lambda batch: of_documents(run, batch) if "document_ids" in batch else run(batch)
 
 
 def _megabytes(path: Path) -> float:

@@ -33,12 +33,15 @@ def onnx_inputs(model: str, int8: bool) -> dict[str, Any]:
     return {"model": model, "int8": int8}
 
 
-def build_onnx(model: Path, folder: Path, *, int8: bool, pairs: bool) -> None:
+def build_onnx(model: Path, folder: Path, *, int8: bool, pairs: bool, max_length: int) -> None:
     """Writes ``model.onnx``, by option ``model-int8.onnx``, tokenizer and ``infer.py``; checks them against PyTorch."""
     # the onnx packages are an extra
     from elm_nni.export.onnx import export_onnx
 
-    write_json(folder / "onnx.json", asdict(export_onnx(model, folder, int8=int8, token_types=pairs)))
+    # a tokenizer may give the parts of a pair no types, and then the model has not seen any
+    types = pairs and "token_type_ids" in AutoTokenizer.from_pretrained(model).model_input_names
+    report = export_onnx(model, folder, int8=int8, token_types=types, max_length=max_length)
+    write_json(folder / "onnx.json", asdict(report))
 
 
 def export_model(

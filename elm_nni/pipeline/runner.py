@@ -245,8 +245,8 @@ class Run:
             name: self._stage(
                 "onnx", onnx_inputs(result.digest, int8),
                 partial(
-                    build_onnx, result.folder / "model", int8=int8,
-                    pairs=self.context.tasks[name].data.is_pair,
+                    build_onnx, result.folder / "model", int8=int8, pairs=self.context.tasks[name].data.is_pair,
+                    max_length=self.context.tasks[name].data.max_length,
                 ),
                 label=f"onnx {name}",
             )

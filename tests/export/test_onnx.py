@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,52 +12,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from elm_nni.errors import UserError
 from elm_nni.export import onnx as export_module
 from elm_nni.export.onnx import OnnxReport, export_onnx, measure_onnx
-from elm_nni.modeling import ElmConfig, ElmForMaskedLM, ElmForSequenceClassification, ElmModel
+from elm_nni.modeling import ElmForCausalLM, ElmForSequenceClassification, ElmModel
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "long", "the", "was"]
-VOCAB_SIZE = 4000
-LABELS = {0: "negative", 1: "neutral", 2: "positive"}
-BLOCK_TORCH = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "elm_nni"):
-            raise ImportError(name + " is blocked")
-sys.meta_path.insert(0, Refuse())
-import runpy
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def tiny_config(pooling: str) -> ElmConfig:
-    def layer(block: str, heads: int, head_dim: int) -> dict[str, object]:
-        return {"block": block, "ffn_size": 24, "num_heads": heads, "head_dim": head_dim}
-
-    return ElmConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        embedding_size=64,
-        bottleneck_size=8,
-        max_position_embeddings=40,
-        layers=[layer("bert_kv", 4, 8), layer("mobile_qv", 2, 2)],
-        classifier_pooling=pooling,
-        id2label=LABELS,
-        initializer_range=0.2,
-    )
-
-
-def write_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.save(str(folder / "tokenizer.json"))
+from .tiny import LABELS, VOCAB_SIZE, printed, run_without_torch, tiny_config, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -75,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
     model = ElmForSequenceClassification(tiny_config("mean")).eval()
     model.save_pretrained(source)
-    write_tokenizer(source)
+    tiny_tokenizer().save_pretrained(source)
     return Exported(model, source, export_onnx(source, tmp_path_factory.mktemp("onnx") / "out", int8=True))
 
 
@@ -125,11 +85,7 @@ def test_the_script_runs_without_torch_and_gives_the_logits_of_pytorch(exported:
     script.write_text((folder / "infer.py").read_text().replace("model-int8.onnx", "model.onnx"))
     tokenizer = Tokenizer.from_file(str(exported.source / "tokenizer.json"))
     for path, tolerance in ((script, 1e-5), (folder / "infer.py", 0.5)):
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCK_TORCH, str(path), *texts], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        lines = printed(path, *texts)
         assert [line["text"] for line in lines] == texts
         for line, text in zip(lines, texts, strict=True):
             ids = tokenizer.encode(*text.split("\t")).ids
@@ -142,7 +98,7 @@ def test_the_script_runs_without_torch_and_gives_the_logits_of_pytorch(exported:
 def test_the_blocker_of_the_script_test_blocks(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import torch")
-    done = subprocess.run([sys.executable, "-c", BLOCK_TORCH, str(script)], capture_output=True, text=True, check=False)
+    done = run_without_torch(script)
     assert done.returncode != 0
     assert "torch is blocked" in done.stderr
 
@@ -208,18 +164,12 @@ def test_a_missing_package_names_the_command(
 def test_folders_that_hold_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         export_onnx(tmp_path / "missing", tmp_path / "out")
-    ElmForMaskedLM(tiny_config("cls")).save_pretrained(tmp_path / "masked")
-    with pytest.raises(UserError, match="ElmForMaskedLM"):
-        export_onnx(tmp_path / "masked", tmp_path / "out")
+    ElmForCausalLM(tiny_config("cls", is_causal=True)).save_pretrained(tmp_path / "causal")
+    with pytest.raises(UserError, match="holds ElmForCausalLM; .* the files have no cache"):
+        export_onnx(tmp_path / "causal", tmp_path / "out")
 
 
 def test_an_output_that_cannot_be_written(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         export_onnx(exported.source, tmp_path / "file")
-
-
-def test_script_is_short() -> None:
-    lines = export_module.SCRIPT.splitlines()
-    code = [line for line in lines if line and not line.startswith(("import", "from", '"""'))]
-    assert len(code) <= 10

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,38 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    pipeline,
 )
 
+from elm_nni.data.answers import decode
 from elm_nni.data.pairs import retrieval_scores
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config
 from elm_nni.pipeline.conversion import build
+from elm_nni.pipeline.evaluate_stage import elm_system
 from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.store import StageStore
 from elm_nni.pipeline.validation import validate
+from tests.export.tiny import printed
 
 from .conftest import BAD, GOOD, PLAIN, settings
 
 Finished = Callable[..., tuple[Run, dict[str, Any], Path]]
+
+FILES = {"onnx": True, "int8": True}
+
+
+def int8_scores(results: dict[str, Any], task: str) -> dict[str, float]:
+    """The metrics of the int8 file."""
+    return next(row for row in results["systems"] if row["name"] == "ELM int8 ONNX")["metrics"][task]
+
+
+def exact_script(folder: Path) -> Path:
+    """The exported script, made to take the file that has not lost any bits."""
+    script = folder / "onnx" / "infer.py"
+    assert "MODEL = 'model-int8.onnx'" in script.read_text()
+    script.write_text(script.read_text().replace("model-int8.onnx", "model.onnx"))
+    return script
 
 
 @pytest.fixture
@@ -99,7 +119,7 @@ def test_classes_of_tokens(finished: Finished, tmp_path: Path) -> None:
     file = tmp_path / "tags.conll"
     file.write_text("\n".join(lines), encoding="utf-8")
     task = {"name": "tags", "source": str(file), "max_length": 16}
-    run, results, folder = finished(tasks=[task])
+    run, results, folder = finished(tasks=[task], export=FILES)
     reported = results["tasks"]["tags"]
     assert (reported["kind"], reported["metric"]) == ("token_classification", "entity_f1")
     model = AutoModelForTokenClassification.from_pretrained(folder)
@@ -115,6 +135,14 @@ def test_classes_of_tokens(finished: Finished, tmp_path: Path) -> None:
     assert reported["metrics"]["token_accuracy"] == pytest.approx(right / counted)
     teacher = next(row for row in results["systems"] if row["name"].startswith("teacher"))
     assert teacher["metrics"]["tags"]["token_accuracy"] > 0.9
+    assert int8_scores(results, "tags")["token_accuracy"] == pytest.approx(right / counted, abs=0.05)
+    tag = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu")
+    texts = ["the film was great and dull", "a cold scene"]
+    lines = printed(exact_script(folder), *texts)
+    # each word is one token; the pipeline leaves out O
+    assert [
+        [(word, tag) for word, tag in zip(line["words"], line["tags"]) if tag != "O"] for line in lines
+    ] == [[(one["word"], one["entity"]) for one in tag(text)] for text in texts]  # fmt: skip
 
 
 @pytest.fixture
@@ -144,7 +172,7 @@ def questions(tmp_path: Path) -> Path:
 def test_answers(finished: Finished, own: Path, questions: Path) -> None:
     task = {"name": "answers", "source": str(questions), "kind": "question_answering", "max_length": 24}
     teacher = {**settings(own)["teacher"], "head": "finetune", "finetune_epochs": 1}
-    run, results, folder = finished(tasks=[task], teacher=teacher)
+    run, results, folder = finished(tasks=[task], teacher=teacher, export=FILES)
     reported = results["tasks"]["answers"]
     assert reported["metric"] == "f1"
     assert {"exact", "f1", "HasAns_f1", "NoAns_f1"} <= set(reported["metrics"])
@@ -160,6 +188,18 @@ def test_answers(finished: Finished, own: Path, questions: Path) -> None:
         outputs.append(torch.stack([found.start_logits[0], found.end_logits[0]], dim=-1))
     scores = run.context.tasks["answers"].scores(torch.cat(outputs), rows)
     assert scores == pytest.approx(reported["metrics"], abs=1e-6)
+    assert int8_scores(results, "answers") == pytest.approx(scores, abs=5)
+    # contexts of one window, where `predict` and the script look at the same spans
+    data = run.context.tasks["answers"].data
+    short = [replace(question, context=question.context[:40], starts=(), answers=()) for question in rows.questions]
+    windows = data.windows(short, run.context.tokenizer)
+    assert len(windows) == len(short)
+    system = elm_system("ours", {"answers": folder}, "cpu")
+    answers = decode(windows, run.context.tasks["answers"].outputs(system.logits["answers"], windows).numpy())
+    lines = printed(exact_script(folder), *(f"{question.question}\t{question.context}" for question in short))
+    assert [line["answer"] for line in lines] == [answer.text for answer in answers]
+    odds = [line["no_answer"] - line["score"] for line in lines]
+    assert odds == pytest.approx([answer.null_odds for answer in answers], abs=1e-4)
 
 
 def test_a_linear_head_cannot_teach_answers(finished: Finished, questions: Path) -> None:
@@ -180,7 +220,7 @@ def test_sentence_embeddings(finished: Finished, own: Path, tmp_path: Path) -> N
         "max_length": 16,
     }  # fmt: skip
     space = {**settings(own)["space"], "pooling": "mean"}
-    run, results, folder = finished(tasks=[task], space=space)
+    run, results, folder = finished(tasks=[task], space=space, export=FILES)
     reported = results["tasks"]["found"]
     assert sorted(reported["metrics"]) == ["mrr", "recall_at_1", "recall_at_10"]
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -196,6 +236,10 @@ def test_sentence_embeddings(finished: Finished, own: Path, tmp_path: Path) -> N
     assert vectors[0].shape[1] == 32
     np.testing.assert_allclose(np.linalg.norm(vectors[0], axis=1), 1, rtol=1e-5)
     assert retrieval_scores(*vectors) == pytest.approx(reported["metrics"])
+    assert int8_scores(results, "found")["recall_at_10"] == pytest.approx(reported["metrics"]["recall_at_10"], abs=0.1)
+    *lines, last = printed(exact_script(folder), *test[0])
+    np.testing.assert_allclose([line["embedding"] for line in lines], [vectors[0][0], vectors[1][0]], atol=1e-5)
+    assert last["cosine"] == pytest.approx(float(vectors[0][0] @ vectors[1][0]), abs=1e-5)
     teacher = next(line for line in results["systems"] if line["name"].startswith("teacher"))
     by_chance = sum(1 / rank for rank in range(1, len(test) + 1)) / len(test)
     assert teacher["tasks"]["found"] > 2 * by_chance
@@ -261,6 +305,11 @@ def test_next_tokens(finished: Finished, own: Path, causal_teacher: Path) -> Non
     assert tokenizer.decode(made[0], skip_special_tokens=True).startswith("the film was")
 
 
+def test_a_model_that_generates_has_no_onnx_file(finished: Finished, own: Path, causal_teacher: Path) -> None:
+    with pytest.raises(UserError, match="export.onnx: true is not allowed with task text; .* causal_lm, .* a cache"):
+        finished(**causal(own, causal_teacher), export={"onnx": True})
+
+
 def test_text_is_learnt(finished: Finished, own: Path, causal_teacher: Path, tmp_path: Path) -> None:
     """Text of one repeated sentence is predicted well, by the objective of the text alone."""
     file = tmp_path / "same.txt"
@@ -278,7 +327,7 @@ def test_hidden_tokens_with_a_fitted_head_and_a_trimmed_vocabulary(finished: Fin
     teacher = {**settings(own)["teacher"], "lm_head": "refit", "lm_head_steps": 20}
     run, results, folder = finished(
         tasks=["text"], teacher=teacher, data={**settings(own)["data"], "holdout_rows": 24},
-        distillation={"objective": "distill+mlm"}, vocabulary={"trim": True, "min_count": 1},
+        distillation={"objective": "distill+mlm"}, vocabulary={"trim": True, "min_count": 1}, export=FILES,
     )  # fmt: skip
     reported, kept = results["tasks"]["text"], results["vocabulary"]
     assert reported["kind"] == "masked_lm"
@@ -299,6 +348,12 @@ def test_hidden_tokens_with_a_fitted_head_and_a_trimmed_vocabulary(finished: Fin
         total += float(logits[keep].gather(1, batch["labels"][keep][:, None]).sum())
         counted += int(keep.sum())
     assert reported["value"] == pytest.approx(total / counted, rel=1e-5)
+    # documents of a row are not mixed; the model is too young to tell that, so a unit test of the file does
+    assert int8_scores(results, "text")["log_likelihood"] == pytest.approx(total / counted, rel=0.02)
+    fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5, device="cpu")
+    text = "the film was [MASK]"
+    (line,) = printed(exact_script(folder), text)
+    assert [name for name, _ in line["masks"][0]] == [one["token_str"] for one in fill(text)]
 
 
 def test_a_smaller_vocabulary_serves_tasks_too(finished: Finished, own: Path, tmp_path: Path) -> None:
