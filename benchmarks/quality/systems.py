@@ -13,7 +13,6 @@ import numpy as np
 import optuna
 
 from elm_nni.cost.parameters import (
-    SIZE_TOLERANCE,
     extreme_architecture,
     full_heads,
     mean_parameters,
@@ -22,12 +21,13 @@ from elm_nni.cost.parameters import (
 )
 from elm_nni.digest import derive_seed
 from elm_nni.errors import UserError
+from elm_nni.modeling.modeling_elm import ElmModel
 from elm_nni.pipeline.evaluate_stage import elm_system
 from elm_nni.pipeline.prune_stage import PRUNED, inherited_model
 from elm_nni.pipeline.runner import Architecture
 from elm_nni.pipeline.search_stage import SUMMARY, make_limits, with_widths
 from elm_nni.pipeline.supernet_stage import load_supernet, load_widths
-from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, layer_label
+from elm_nni.search_spaces.architecture import BLOCK_NAMES, canonical, cell_name, chosen_blocks, layer_label
 from quality.comparison import FULL
 from quality.decoders import load_decoders
 from quality.encoders import load_stock
@@ -206,24 +206,23 @@ def _drawn(
 
 
 def random_inherited(trial: Trial) -> list[Student]:
-    """Blocks drawn at the supernet's widths, under the limits, that have the size as they are; with its weights.
-
-    Widths that give the size, as the other random architectures have, are not those that the supernet was trained at.
-    """
+    """Blocks drawn uniformly, under the limits, at the supernet's widths or narrower ones that give the size."""
     run, trained_by = trial.run(), trial.run({"retrain.init": "inherit"})
     context, supernet = run.context, run.supernet_tasks()
     settings, widths = context.settings, load_widths(run.supernet().folder)
     rng = np.random.default_rng(derive_seed(trial.seed, RANDOM_INHERITED))
 
+    def widest(blocks: Mapping[str, Any]) -> Architecture:
+        return canonical(with_widths(dict(blocks), widths), full_heads(settings))
+
     def draw() -> Architecture:
-        blocks = {layer_label(index): str(rng.choice(BLOCK_NAMES)) for index in range(settings.num_layers)}
-        return canonical(with_widths(blocks, widths), full_heads(settings))
+        return widest({layer_label(index): str(rng.choice(BLOCK_NAMES)) for index in range(settings.num_layers)})
 
     def sized(architecture: Architecture) -> Architecture:
-        size = parameters_outside_embeddings(architecture, settings)
-        if abs(size - trial.target) > SIZE_TOLERANCE * trial.target:
-            raise LeftOut(f"{size:,} parameters")
-        return architecture
+        narrow = trial.sized(architecture)
+        if any(narrow[key] > architecture[key] for key in architecture if key.endswith("_ffn")):
+            raise LeftOut("the supernet is narrower")
+        return narrow
 
     students = []
     for index, (architecture, number) in enumerate(_drawn(trial, draw, sized)):
@@ -231,7 +230,14 @@ def random_inherited(trial: Trial) -> list[Student]:
 
         def save(folder: Path, architecture: Architecture = architecture) -> None:
             space = load_supernet(context, supernet.folder)
-            inherited_model(space, architecture).save_pretrained(folder / PRUNED)
+            blocks = dict(zip(map(layer_label, range(settings.num_layers)), chosen_blocks(architecture)))
+            wide = inherited_model(space, widest(blocks)).state_dict()
+            model = ElmModel(space.architecture_config(architecture))
+            # the first rows and columns, as the supernet has them at a smaller width
+            model.load_state_dict(
+                {key: wide[key][tuple(map(slice, value.shape))] for key, value in model.state_dict().items()}
+            )
+            model.save_pretrained(folder / PRUNED)
 
         inputs = {"supernet": supernet.digest, "architecture": architecture}
         weights = run.stage("slices", inputs, save, f"{name} slices")
@@ -285,9 +291,9 @@ SYSTEMS: dict[str, System] = {
         System(_MSE, "mean squared error instead of the relational loss on features, in supernet and training",
                searched(_MSE, lambda trial: {"distillation.features": "mse"}, trained_so=True), _SUPERNET),
         System(RANDOM, "blocks and widths drawn uniformly under the limits", random_students, ("training",)),
-        System(RANDOM_INHERITED, "blocks drawn uniformly at the widths of full ELM's supernet, under the limits, "
-               "that have the size as they are; their training starts from slices of its weights", random_inherited,
-               ("training",)),
+        System(RANDOM_INHERITED, "blocks drawn uniformly under the limits, at the widths of full ELM's supernet "
+               "or narrower ones that give the size; their training starts from slices of its weights",
+               random_inherited, ("training",)),
         System(_RANDOM_SEARCH, "the same supernet and as many evaluations as the evolution",
                searched(_RANDOM_SEARCH, random_search), ("search", "training")),
         System(BERT, "equal bert layers, no search", uniform(BERT, "bert"), ("training",)),
