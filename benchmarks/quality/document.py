@@ -15,8 +15,9 @@ from elm_nni.pipeline.runner import device_name
 from elm_nni.pipeline.store import versions
 from elm_nni.report.style import BLUE, GREY, INK, new_figure, styled
 from quality.comparison import FULL
+from quality.findings import Finding, findings
 from quality.rows import MEAN, RESAMPLES, Difference, Row, Scored, best_uniform, differences, mean_of
-from quality.systems import INHERITED, SYSTEMS
+from quality.systems import SYSTEMS
 
 Line = dict[str, Any]
 AnyScored = TypeVar("AnyScored", bound=Scored)
@@ -42,13 +43,14 @@ class Results:
 
     @property
     def differences(self) -> list[Difference]:
-        """To full ELM from scratch and from the supernet's weights, and to the best uniform system."""
-        return [one for name in (FULL, INHERITED, best_uniform(self.rows)) for one in differences(self.rows, name)]
+        """To full ELM, and to the best uniform system."""
+        return [one for name in (FULL, best_uniform(self.rows)) for one in differences(self.rows, name)]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **_header(self), "split": self.split, "condition": self.condition, "tasks": self.tasks,
             "best_uniform": best_uniform(self.rows), "rows": [asdict(row) for row in self.rows],
+            "findings": [asdict(one) for one in findings(self.rows)],
             "differences": [asdict(one) for one in self.differences], "left_out": self.left_out,
         }  # fmt: skip
 
@@ -100,6 +102,8 @@ def document(results: Results) -> list[str]:
         *(f"- {name}: {SYSTEMS[name].note}." for name in _names(results.rows)),
         *(f"- Left out: {one['system']}, seed {one['seed']}: {one['reason']}." for one in results.left_out),
     ]
+    if found := findings(results.rows):
+        lines += ["", "What helps, by how much, against the spread over seeds:", "", *findings_table(found)]
     for title, rows in _groups(results.rows).items():
         lines += ["", title, "", *quality_table(rows), "", *cost_table(rows)]
     for against in dict.fromkeys(one.against for one in results.differences):
@@ -145,6 +149,17 @@ def difference_table(found: Sequence[Difference]) -> list[str]:
         ones = {one.task: one for one in found if one.system == name}
         body.append([name, str(ones[tasks[0]].seeds), *(_difference_cell(ones[task]) for task in tasks)])
     return table(["system", "seeds", *tasks], body)
+
+
+def findings_table(found: Sequence[Finding]) -> list[str]:
+    """A row for each answer: the mean over tasks, and the tasks that tell the two apart."""
+    body = [
+        [one.question, f"{one.system} - {one.against}", str(one.seeds), _difference_cell(one.mean),
+         ", ".join(one.better) or "none", ", ".join(one.worse) or "none"]
+        for one in found
+    ]  # fmt: skip
+    columns = ["question", "difference", "seeds", MEAN, "higher by over one deviation", "lower by over one deviation"]
+    return table(columns, body)
 
 
 def each_seed(rows: Sequence[Row]) -> list[str]:

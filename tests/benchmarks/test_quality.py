@@ -21,7 +21,8 @@ import torch
 from common import run_command
 from quality import command, records, systems
 from quality.comparison import FULL, Comparison, load_comparison
-from quality.document import document, make_results, quality_table
+from quality.document import document, findings_table, make_results, quality_table
+from quality.findings import findings
 from quality.records import Records
 from quality.rows import MEAN, Row, best_uniform, differences, make_rows
 from quality.systems import BERT, DRAWN, INHERITED, MOBILE, RANDOM, RANDOM_INHERITED, SYSTEMS
@@ -476,6 +477,30 @@ def test_differences_are_of_the_same_seed_and_have_a_bootstrap_interval() -> Non
     drawn = np.percentile(rng.choice(apart, size=(20_000, 4)).mean(axis=1), [2.5, 97.5])
     assert [one.low, one.high] == pytest.approx(drawn.tolist(), abs=3e-3)
     assert found["b"].mean == pytest.approx(one.mean / 2)
+
+
+def test_findings_name_the_tasks_that_are_more_than_one_deviation_apart() -> None:
+    def of(system: str, *values: tuple[float, float]) -> list[Row]:
+        return [
+            replace(row(system, seed, 0.5), scores={"b": b, "a": a, MEAN: (a + b) / 2})
+            for seed, (a, b) in enumerate(values)
+        ]
+
+    rows = of(FULL, (0.5, 0.5), (0.6, 0.6), (0.7, 0.7)) + of(BERT, (0.4, 0.5), (0.6, 0.6), (0.55, 0.9))
+    rows += of(f"{RANDOM}, mean of 2", (0.6, 0.45), (0.7, 0.54)) + of(f"{RANDOM}, best of 2 by validation", (0.0, 0.0))
+    rows += of("no growth", (0.1, 0.1))
+    found = {(one.system, one.against): one for one in findings(rows)}
+    # one seed has no spread
+    assert set(found) == {(FULL, BERT), (FULL, f"{RANDOM}, mean of 2")}
+    bert, random = found.values()
+    # a: 0.1, 0, 0.15, mean 0.083, deviation 0.076; b: 0, 0, -0.2, mean -0.067, deviation 0.115
+    assert (bert.seeds, bert.better, bert.worse) == (3, ("a",), ())
+    # a: -0.1, -0.1; b: 0.05, 0.06
+    assert (random.seeds, random.better, random.worse) == (2, ("b",), ("a",))
+    assert bert.mean.mean == pytest.approx((0.25 / 3 - 0.2 / 3) / 2)
+    [_, _, first, _] = findings_table(list(found.values()))
+    assert first.startswith(f"| the whole method | {FULL} - {BERT} | 3 | +0.0083 ± ")
+    assert first.endswith("| a | none |")
 
 
 def test_the_best_uniform_is_chosen_by_validation_over_seeds_that_both_have() -> None:
