@@ -33,6 +33,13 @@ def check_inputs(context: Context) -> None:
     if config.growth.enabled:
         check_growth(config.growth.epoch_steps, config.supernet.pretrain)
     check_reachable(context, None, config.limits)
+    if context.text_seed != config.seed and any(task.name == "imdb" for task in config.tasks):
+        for source in config.data.corpus:
+            if source in ("offline:imdb", "offline:demo"):
+                raise UserError(
+                    f"data.seed: {config.data.seed} is not allowed with task imdb and text {source}; it must be null, "
+                    "since test rows of one seed are text of another"
+                )
     _ = context.corpus
     lengths = {"data.sequence_length": config.data.sequence_length}
     lengths |= {f"max_length of task {name}": task.data.max_length for name, task in context.tasks.items()}

@@ -60,6 +60,7 @@ class DataConfig:
     """Pre-training text: offline corpora, hub data sets or local files. Lengths in tokens, sizes in rows.
 
     Several sources are mixed in proportion to their size; where they are streamed they take turns, text by text.
+    ``seed`` orders the texts and so chooses the held-out rows; None takes that of the run.
     ``streaming`` packs rows as they are needed, in the order of the source, for text that does not fit the disk. The
     held-out rows are then the first ones, left out of the first pass.
     """
@@ -70,6 +71,7 @@ class DataConfig:
     limit_tokens: int | None = None
     holdout_rows: int = 64
     streaming: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

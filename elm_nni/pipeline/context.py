@@ -195,20 +195,25 @@ class Context:
             return rest, held_out
         packed = pack_source(
             self.corpus_spec, tokenizer, sequence_length=data.sequence_length, folder=folder,
-            limit_tokens=data.limit_tokens, seed=self.config.seed,
+            limit_tokens=data.limit_tokens, seed=self.text_seed,
         )  # fmt: skip
         return packed.split(data.holdout_rows)
 
     def stream(self) -> Rows:
         """The corpus in the order of its source, read as it is needed."""
-        return load_corpus(self.corpus_spec, streaming=True, seed=self.config.seed)
+        return load_corpus(self.corpus_spec, streaming=True, seed=self.text_seed)
+
+    @property
+    def text_seed(self) -> int:
+        """What orders the text and splits the task whose training texts belong to it."""
+        return self.config.seed if self.config.data.seed is None else self.config.data.seed
 
     @property
     def corpus_spec(self) -> list[CorpusSpec]:
-        """The run's text; text of a task's rows is split by the run's seed."""
+        """The run's text."""
         data = self.config.data
         return [
-            replace(spec, column=data.text_column, split_seed=self.config.seed) for spec in as_specs(data.corpus)
+            replace(spec, column=data.text_column, split_seed=self.text_seed) for spec in as_specs(data.corpus)
         ]
 
     @cached_property

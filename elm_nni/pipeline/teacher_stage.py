@@ -40,8 +40,7 @@ def lm_head_inputs(context: Context) -> dict[str, Any]:
     identity = {key: value for key, value in context.identity.items() if key != "space"}
     return {
         **identity, "kind": context.tasks[TEXT].kind.name, "steps": config.teacher.lm_head_steps,
-        "batch_size": config.supernet.pretrain.batch_size, "data": context.corpus[0].manifest["digest"],
-        "holdout_rows": config.data.holdout_rows,
+        "batch_size": config.supernet.pretrain.batch_size, **_text_inputs(context),
     }  # fmt: skip
 
 
@@ -91,8 +90,16 @@ def teacher_inputs(context: Context, lm_head: str | None = None) -> dict[str, An
         "head": settings,
         "tasks": [task_identity(task) for task in context.config.tasks],
         "validation_size": context.config.search.validation_size,
+        **_text_inputs(context),
         **({"lm_head": lm_head} if lm_head else {}),
     }
+
+
+def _text_inputs(context: Context) -> dict[str, Any]:
+    """The text that a language model's validation score is of."""
+    if TEXT not in context.tasks:
+        return {}
+    return {"data": context.corpus[0].manifest["digest"], "holdout_rows": context.config.data.holdout_rows}
 
 
 def build_teacher(context: Context, folder: Path, lm_head: Path | None = None) -> None:

@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from elm_nni.errors import UserError
+from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import load_config
 from elm_nni.pipeline.context import Context
 from elm_nni.pipeline.store import StageStore
@@ -61,6 +62,23 @@ def test_several_sources_are_mixed(own, tmp_path, streaming):
         counts = [ids.count(context.tokenizer(text)["input_ids"][1]) for text in words.values()]
         assert min(counts) > 0
         assert counts == pytest.approx([sum(counts) / 2] * 2, rel=0.1)
+
+
+def test_the_order_of_the_text_may_have_a_seed_of_its_own(own, tmp_path):
+    def held_out(seed, text_seed):
+        values = settings(own)
+        values = {**values, "seed": seed, "data": {**values["data"], "seed": text_seed}}
+        return context_of(values, tmp_path).corpus[1].batch([0])["input_ids"].tolist()
+
+    assert held_out(1, None) == held_out(0, 1) != held_out(0, None)
+
+
+def test_text_that_holds_another_seeds_test_rows_is_refused(own, tmp_path):
+    values = {**settings(own), "tasks": ["imdb"]}
+    for corpus in ("offline:demo", "offline:imdb"):
+        context = context_of({**values, "data": {"corpus": ["offline:sotu", corpus], "seed": 1}}, tmp_path)
+        with pytest.raises(UserError, match="data.seed: 1 is not allowed with task imdb"):
+            check_inputs(context)
 
 
 def test_one_source_is_a_list_of_one():
