@@ -332,7 +332,7 @@ def test_random_architectures_may_start_from_the_supernet(done: Done) -> None:
         widths = {key.removesuffix("_ffn"): width for key, width in architecture.items() if key.endswith("_ffn")}
         assert all(width <= grown[cell] for cell, width in widths.items())
         folder = Path(stages[f"{RANDOM_INHERITED} {index} slices"]["folder"])
-        trained = Path(done.state(**{"retrain.init": "inherit"})[f"{one['key']} pretrain"]["folder"])
+        trained = Path(done.state(**{"retrain.init": "inherit"})[f"{RANDOM_INHERITED} {index} pretrain"]["folder"])
         inputs = json.loads((trained / "stage.json").read_text("utf-8"))["inputs"]
         assert inputs["inherited"] == stages[f"{RANDOM_INHERITED} {index} slices"]["digest"]
         own = load_file(folder / "pruned" / "model.safetensors")
