@@ -6,7 +6,7 @@ Shape suffixes: N rows, B batch, T tokens, D hidden, C outputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
@@ -112,13 +112,26 @@ class TaskKind(ABC):
         return compare(logits, batch["teacher_logits"], settings)
 
     def scores(
-        self, metrics: Sequence[str], outputs: Tensor, rows: TokenizedRows, label_names: Sequence[str] = ()
-    ) -> dict[str, float]:
-        """Metric to score of what was kept of all rows, as ``RowBatches.outputs`` has it; larger is better."""
+        self, metrics: Sequence[str], outputs: Tensor, rows: TokenizedRows, label_names: Sequence[str] = (),
+        threshold: float | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        """Metric to score of what was kept of all rows, as ``RowBatches.outputs`` has it.
+
+        Args:
+            metrics: names.
+            outputs: of the rows.
+            rows: with labels.
+            label_names: of classes, labels or tags.
+            threshold: of :meth:`threshold`; None takes the usual one.
+        """
         predicted = predictions_of(outputs.numpy(), cast(Kind, self.name))
         return compute_metrics(
             metrics, predicted, rows.labels.numpy(), lengths=rows.lengths, label_names=label_names
         )
+
+    def threshold(self, outputs_of: Callable[[], Tensor], rows: TokenizedRows) -> float | None:
+        """What is chosen on the outputs of validation rows before test rows are scored; None where nothing is."""
+        return None
 
     def check_labels(self, labels: Tensor, label_names: Sequence[str]) -> None:
         """Stops before a training on class numbers that are not those of the names.

@@ -47,8 +47,9 @@ class SentenceEmbedding(TaskKind):
         return loss
 
     def scores(
-        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = ()
-    ) -> dict[str, float]:
+        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = (),
+        threshold: float | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         vectors_NE = outputs.numpy()
         found = retrieval_scores(vectors_NE[: rows.num_pairs], vectors_NE[rows.num_pairs :])
         return {name: found[name] for name in metrics}

@@ -73,8 +73,9 @@ class LanguageModelling(TaskKind):
         return found_BT.unsqueeze(-1)
 
     def scores(
-        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = ()
-    ) -> dict[str, float]:
+        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = (),
+        threshold: float | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         total = float(outputs.sum())
         mean = total / max(1, int((rows.labels != IGNORED_LABEL).sum()))
         measures = {

@@ -6,14 +6,14 @@ Shape suffixes: N rows, B batch, T tokens, C outputs, M tokens that count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from elm_nni.data.answer_scores import score_answers
+from elm_nni.data.answer_scores import best_null_threshold, score_answers
 from elm_nni.data.answers import decode, predictions
 from elm_nni.distillation.heads import LinearHead
 from elm_nni.distillation.losses import relational_feature_loss
@@ -80,12 +80,20 @@ class QuestionAnswering(TaskKind):
         return tau**2 * settings.beta * relational_feature_loss(student_BTC, teacher_BTC, mask_BT) / 2
 
     def scores(
-        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = ()
-    ) -> dict[str, float]:
-        # who has to answer always may not say that there is no answer
-        threshold = 0.0 if any(question.is_impossible for question in rows.questions) else math.inf
+        self, metrics: Sequence[str], outputs: Tensor, rows: Any, label_names: Sequence[str] = (),
+        threshold: float | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        if threshold is None:
+            # who has to answer always may not say that there is no answer
+            threshold = 0.0 if _may_be_unanswerable(rows) else math.inf
         found = score_answers(predictions(decode(rows, outputs.numpy()), threshold), rows.questions)
         return {name: found[name] for name in metrics}
+
+    def threshold(self, outputs_of: Callable[[], Tensor], rows: Any) -> float | None:
+        """Of the null odds, where some of the rows have no answer: the best by F1."""
+        if not _may_be_unanswerable(rows):
+            return None
+        return best_null_threshold(decode(rows, outputs_of().numpy()), rows.questions, "f1")[0]
 
     def labelled(self, batch: Batch) -> dict[str, Tensor]:
         return {"start_positions": batch["labels"][:, 0], "end_positions": batch["labels"][:, 1]}
@@ -94,3 +102,7 @@ class QuestionAnswering(TaskKind):
     def _masked(logits_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         # a finite number: a difference of infinities would be NaN
         return logits_BTC.float().masked_fill(~mask_BT.unsqueeze(-1), -1e4)
+
+
+def _may_be_unanswerable(rows: Any) -> bool:
+    return any(question.is_impossible for question in rows.questions)

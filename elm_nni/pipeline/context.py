@@ -93,9 +93,16 @@ class Task:
         """The main metric of the outputs of all rows."""
         return self.scores(outputs, rows, (self.data.metric,))[self.data.metric]
 
-    def scores(self, outputs: Tensor, rows: TokenizedRows, metrics: Sequence[str] | None = None) -> dict[str, float]:
+    def scores(
+        self, outputs: Tensor, rows: TokenizedRows, metrics: Sequence[str] | None = None,
+        threshold: float | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Metric to score of the outputs of all rows, of every metric that the task reports unless some are named."""
-        return self.kind.scores(metrics or self.data.metrics, outputs, rows, self.data.label_names)
+        return self.kind.scores(metrics or self.data.metrics, outputs, rows, self.data.label_names, threshold)
+
+    def threshold(self, logits_of: Callable[[dict[str, Any]], Tensor]) -> float | None:
+        """What the kind chooses for a model on validation rows; None, without a forward, where it chooses nothing."""
+        return self.kind.threshold(lambda: self.outputs(logits_of, self.validation), self.validation)
 
 
 @dataclass

@@ -160,7 +160,8 @@ def build_evaluate(
 
 def _row(system: System, tasks: dict[str, Task], rows: dict[str, TokenizedRows]) -> dict[str, Any]:
     found = {
-        name: task.scores(system.results[name], rows[name]) for name, task in tasks.items()
+        name: task.scores(system.results[name], rows[name], threshold=task.threshold(system.logits[name]))
+        for name, task in tasks.items()
     }
     return {
         "name": system.name, "params": system.params, "megabytes": system.megabytes, "note": system.note,

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from elm_nni.data.answer_scores import best_null_threshold
 from elm_nni.data.answers import decode, write_predictions
 from elm_nni.data.batches import TaskRows
 from elm_nni.data.glue import GLUE_TASKS, load_submission_rows, write_submission
 from elm_nni.data.metrics import predictions_of
 from elm_nni.data.question_task import QuestionTask
 from elm_nni.data.tasks import TASKS, TaskData
-from elm_nni.data.windows import AnswerWindows
 from elm_nni.errors import UserError
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.evaluate_stage import elm_system
@@ -73,16 +71,12 @@ def _write_glue(context: Context, task: Task, logits_of: LogitsOf, out: Path) ->
 
 def _write_answers(context: Context, task: Task, logits_of: LogitsOf, out: Path) -> list[Path]:
     assert isinstance(task.data, QuestionTask)
-    questions, threshold = task.data.questions, math.inf
-    if questions.has_unanswerable:
-        outputs = task.outputs(logits_of, task.validation)
-        assert isinstance(task.validation, AnswerWindows)
-        answers = decode(task.validation, outputs.numpy())
-        threshold, _ = best_null_threshold(answers, questions.validation, "f1")
-    rows = task.data.windows(questions.test, context.tokenizer)
+    threshold = task.threshold(logits_of)
+    rows = task.data.windows(task.data.questions.test, context.tokenizer)
+    outputs = task.outputs(logits_of, rows).numpy()
     folder = out / task.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make folder {folder}: {error.strerror}") from error
-    return list(write_predictions(folder, decode(rows, task.outputs(logits_of, rows).numpy()), threshold))
+    return list(write_predictions(folder, decode(rows, outputs), math.inf if threshold is None else threshold))
