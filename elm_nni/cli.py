@@ -444,7 +444,7 @@ def results_lines(results: dict[str, Any], run_dir: Path) -> list[str]:
     lines += [
         "", f"from transformers import {auto_class}, AutoTokenizer",
         f'model = {auto_class}.from_pretrained("{folder}", trust_remote_code=True)',
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")', "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)', "",
     ]  # fmt: skip
     return lines
 

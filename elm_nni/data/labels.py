@@ -99,6 +99,8 @@ def _all_named(feature: Any, labels: Sequence[Any] | None) -> tuple[Any, ...] | 
 
 
 def _label_set(text: Any) -> tuple[Any, ...]:
+    if isinstance(text, (list, tuple)):
+        return tuple(text)
     if not isinstance(text, str):
         return () if text is None else (text,)
     return tuple(label for label in map(str.strip, text.split(LABEL_SEPARATOR)) if label)

@@ -104,6 +104,7 @@ MAIN_METRICS: dict[str, str] = {
     "token_classification": "entity_f1",
 }
 FURTHER_METRICS: dict[str, tuple[str, ...]] = {
+    "regression": ("spearman", "pearson"),
     "multi_label": ("f1_micro", "f1_macro", "subset_accuracy"),
     "token_classification": ("entity_f1", "token_accuracy"),
 }

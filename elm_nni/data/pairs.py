@@ -1,5 +1,6 @@
 """Pairs of texts that belong together, a query and a document: what a model of sentence embeddings is tested on."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,8 @@ from elm_nni.data.sources import is_local, load_file, load_hub, local_path, requ
 from elm_nni.data.splits import Table, split_search_validation, split_table
 from elm_nni.data.task_rows import TaskRows
 from elm_nni.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Shape suffixes: P pairs, N texts, E embedding.
 
@@ -113,8 +116,13 @@ def load_pairs(
             raise UserError(f"{source} has no pairs in its split '{test_split}'")
     found = _headlines() if source == HEADLINES else _read(source, columns, config, train_split)
     pairs = _distinct([*tests, *found])[len(tests) :]
+    why = "a text that occurs again on its side would have two right answers"
     if len(pairs) < _LEAST_PAIRS:
-        raise UserError(f"{source} has {len(pairs)} different pairs; give at least {_LEAST_PAIRS}")
+        raise UserError(
+            f"{source} has {len(pairs)} different pairs of {len(found)}; give at least {_LEAST_PAIRS} ({why})"
+        )
+    if len(pairs) < len(found):
+        logger.warning("%s: %d of %d pairs are left out; %s", source, len(found) - len(pairs), len(found), why)
     parts = split_table(_table(pairs), [_table(tests)] if tests else (), seed)
     train, validation, test = (tuple((query, document) for query, document in part.texts) for part in parts)
     return train, validation, test
@@ -179,6 +187,6 @@ def _distinct(pairs: Sequence[Pair]) -> list[Pair]:
         keys = [" ".join(text.split()).casefold() for text in pair]
         if all(keys) and not any(key in known for key, known in zip(keys, seen)):
             kept.append(pair)
-        for key, known in zip(keys, seen):
-            known.add(key)
+            for key, known in zip(keys, seen):
+                known.add(key)
     return kept

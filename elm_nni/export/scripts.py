@@ -43,7 +43,7 @@ def run(encodings):
 SEQUENCES = """parts = [tuple(text.split("\\t", 1)) if "\\t" in text else text for text in given]
 encodings = tokenizer.encode_batch(parts)
 for text, logits in zip(given, run(encodings)[0]):
-    print(json.dumps({"text": text, **found(logits), "logits": logits.tolist()}))
+    print(json.dumps({"text": text, **found(logits), "logits": logits.tolist()}, ensure_ascii=False))
 """
 
 CLASS = """def found(logits):
@@ -76,7 +76,7 @@ encodings = tokenizer.encode_batch(marked, is_pretokenized=True)
 for words, encoding, logits in zip(sentences, encodings, run(encodings)[0]):
     first = {word: place for place, word in reversed(list(enumerate(encoding.word_ids)))}
     tags = [labels[int(logits[first[word]].argmax())] if word in first else None for word in range(len(words))]
-    print(json.dumps({"words": words, "tags": tags}))
+    print(json.dumps({"words": words, "tags": tags}, ensure_ascii=False))
 """
 
 ANSWERS = """MOST_TOKENS = 30
@@ -106,15 +106,16 @@ for text in given:
     starts, ends = run(windows)
     score, begin, end = max(best_span(*one) for one in zip(starts, ends, windows))
     answer = {"answer": context[begin:end].strip(), "score": float(score)} if score > -np.inf else {"answer": ""}
-    print(json.dumps({"question": question, **answer, "no_answer": float((starts[:, 0] + ends[:, 0]).min())}))
+    answer["no_answer"] = float((starts[:, 0] + ends[:, 0]).min())
+    print(json.dumps({"question": question, **answer}, ensure_ascii=False))
 """
 
 VECTORS = """vectors = run(tokenizer.encode_batch(given))[0]
 for text, vector in zip(given, vectors):
-    print(json.dumps({"text": text, "embedding": vector.tolist()}))
+    print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))
 if len(vectors) == 2:
     lengths = np.linalg.norm(vectors, axis=1)
-    print(json.dumps({"cosine": float(vectors[0] @ vectors[1] / lengths.prod())}))
+    print(json.dumps({"cosine": float(vectors[0] @ vectors[1] / lengths.prod())}, ensure_ascii=False))
 """
 
 HIDDEN_TOKENS = """def best_tokens(logits):
@@ -127,7 +128,7 @@ HIDDEN_TOKENS = """def best_tokens(logits):
 encodings = tokenizer.encode_batch(given)
 for text, encoding, logits in zip(given, encodings, run(encodings)[0]):
     masks = [place for place, token in enumerate(encoding.tokens) if token == MASK_TOKEN]
-    print(json.dumps({"text": text, "masks": [best_tokens(logits[place]) for place in masks]}))
+    print(json.dumps({"text": text, "masks": [best_tokens(logits[place]) for place in masks]}, ensure_ascii=False))
 """
 
 

@@ -133,6 +133,10 @@ class TaskKind(ABC):
         """What is chosen on the outputs of validation rows before test rows are scored; None where nothing is."""
         return None
 
+    def num_scored(self, rows: Any) -> int:
+        """How many items the scores are of: rows, unless an item is a part of one or several."""
+        return len(rows)
+
     def check_labels(self, labels: Tensor, label_names: Sequence[str]) -> None:
         """Stops before a training on class numbers that are not those of the names.
 

@@ -54,6 +54,9 @@ class SentenceEmbedding(TaskKind):
         found = retrieval_scores(vectors_NE[: rows.num_pairs], vectors_NE[rows.num_pairs :])
         return {name: found[name] for name in metrics}
 
+    def num_scored(self, rows: Any) -> int:
+        return int(rows.num_pairs)
+
     def config(self, num_outputs: int, label_names: Sequence[str], tokenizer: Any) -> dict[str, Any]:
         return {"sentence_embedding_size": num_outputs}
 

@@ -84,16 +84,19 @@ class QuestionAnswering(TaskKind):
         threshold: float | None = None,
     ) -> dict[str, float]:  # fmt: skip
         if threshold is None:
-            # who has to answer always may not say that there is no answer
             threshold = 0.0 if _may_be_unanswerable(rows) else math.inf
         found = score_answers(predictions(decode(rows, outputs.numpy()), threshold), rows.questions)
-        return {name: found[name] for name in metrics}
+        # there are no scores of questions without an answer where these rows have none, nor the other way round
+        return {name: found[name] for name in metrics if name in found}
 
     def threshold(self, outputs_of: Callable[[], Tensor], rows: Any) -> float | None:
-        """Of the null odds, where some of the rows have no answer: the best by F1."""
+        """Of the null odds, the best by F1; infinity where all rows have an answer: who has to answer always must."""
         if not _may_be_unanswerable(rows):
-            return None
+            return math.inf
         return best_null_threshold(decode(rows, outputs_of().numpy()), rows.questions, "f1")[0]
+
+    def num_scored(self, rows: Any) -> int:
+        return len(rows.questions)
 
     def labelled(self, batch: Batch) -> dict[str, Tensor]:
         return {"start_positions": batch["labels"][:, 0], "end_positions": batch["labels"][:, 1]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from elm_nni.distillation.teacher import check_vocabulary
 from elm_nni.errors import UserError
 from elm_nni.kinds import CausalLM, language_kind
-from elm_nni.pipeline.context import Context
+from elm_nni.pipeline.context import TEXT, Context
 from elm_nni.pipeline.export_stage import require_onnx
 from elm_nni.pipeline.search_stage import check_reachable
 from elm_nni.pipeline.supernet_stage import check_growth
@@ -48,6 +48,11 @@ def check_inputs(context: Context) -> None:
         if length > longest:
             raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
     for name, task in context.tasks.items():
+        if config.teacher.head == "linear" and task.kind.linear_head is None and name != TEXT:
+            raise UserError(
+                f"teacher.head: linear is not allowed with task {name}; it must be finetune or a folder, since no "
+                f"linear head can teach {task.kind.name}"
+            )
         if task.kind.linear_head == "identity" and config.teacher.head != "linear":
             raise UserError(
                 f"teacher.head: {config.teacher.head} is not allowed with task {name}; it must be linear, since the "

@@ -149,7 +149,7 @@ def build_evaluate(
         "tasks": {
             name: {
                 "kind": task.kind.name, "metric": task.data.metric, "value": table[0]["tasks"][name], "split": "test",
-                "n": len(rows[name]), "metrics": table[0]["metrics"][name],
+                "n": task.kind.num_scored(rows[name]), "metrics": table[0]["metrics"][name],
             }
             for name, task in context.tasks.items()
         },

@@ -79,7 +79,7 @@ def model_card(task: str, kind: TaskKind, results: dict[str, Any] | None) -> str
         "Found by elastic architecture search (ELM, arXiv 2510.27037) with elm_nni.", "",
         "```python", f"from transformers import {kind.auto_class}, AutoTokenizer", "",
         f'model = {kind.auto_class}.from_pretrained("PATH", trust_remote_code=True)',
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
+        'tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)', "```", "",
         "`trust_remote_code` runs the model's own code files beside these weights; where elm_nni is installed and",
         "imported (`import elm_nni.modeling`), it is not needed.",
     ]  # fmt: skip

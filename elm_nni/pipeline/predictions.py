@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +71,7 @@ def _write_glue(context: Context, task: Task, logits_of: LogitsOf, out: Path) ->
 def _write_answers(context: Context, task: Task, logits_of: LogitsOf, out: Path) -> list[Path]:
     assert isinstance(task.data, QuestionTask)
     threshold = task.threshold(logits_of)
+    assert threshold is not None
     rows = task.data.windows(task.data.questions.test, context.tokenizer)
     outputs = task.outputs(logits_of, rows).numpy()
     folder = out / task.name
@@ -79,4 +79,4 @@ def _write_answers(context: Context, task: Task, logits_of: LogitsOf, out: Path)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make folder {folder}: {error.strerror}") from error
-    return list(write_predictions(folder, decode(rows, outputs), math.inf if threshold is None else threshold))
+    return list(write_predictions(folder, decode(rows, outputs), threshold))

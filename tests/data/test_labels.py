@@ -200,3 +200,12 @@ def test_unusable_rows(tmp_path, spec, text, label, message):
     source = _write_lines(tmp_path / "a.jsonl", [{"text": text, "label": label}] * 12)
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
         load_task(spec(source), cache_dir=tmp_path / "cache")
+
+
+def test_lists_and_texts_of_labels_may_be_mixed(tmp_path):
+    lines = [{"text": f"text {n}", "label": ["a", "b"] if n % 2 else "a"} for n in range(40)]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    data = load_task(task_from_file(str(file), "text=text,label=label", kind="multi_label"), 0)
+    assert data.label_names == ("a", "b")
+    assert {tuple(row) for row in data.test["label"]} == {(0,), (0, 1)}

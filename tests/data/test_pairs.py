@@ -44,10 +44,19 @@ def test_a_text_with_two_answers_keeps_its_first(tmp_path: Path) -> None:
 
 def test_too_few_pairs_stop(tmp_path: Path) -> None:
     file = write(tmp_path, [("same", f"document {n}") for n in range(40)])
-    with pytest.raises(UserError, match="has 1 different pairs; give at least 20"):
+    with pytest.raises(UserError, match="has 1 different pairs of 40; give at least 20"):
         load_pairs(str(file), text="q", text_pair="d")
     with pytest.raises(UserError, match="'query'"):
         load_pairs(str(file), text="query", text_pair="d")
+
+
+def test_only_texts_of_pairs_that_stay_leave_others_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    some = [(f"query {n}", f"document {n}") for n in range(40)]
+    # the second goes, and its document is still free for the third; so is that of the empty query
+    more = [("a", "b"), ("a", "c"), ("d", "c"), ("", "e"), ("f", "e")]
+    parts = load_pairs(str(write(tmp_path, some + more)), text="q", text_pair="d")
+    assert {pair for part in parts for pair in part} == {*some, ("a", "b"), ("d", "c"), ("f", "e")}
+    assert "2 of 45 pairs are left out" in caplog.text
 
 
 def test_the_search_part_is_cut_from_training() -> None:

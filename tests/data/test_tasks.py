@@ -199,7 +199,7 @@ def test_bad_specs():
 def test_reported_metrics():
     assert TaskSpec(name="a", source="a.csv").reported == ("accuracy",)
     assert TaskSpec(name="a", source="a.csv", metric="f1", metrics=("accuracy", "f1")).reported == ("f1", "accuracy")
-    expected = {"multi_label": ("f1_micro", "f1_macro", "subset_accuracy"), "regression": ("spearman",),
+    expected = {"multi_label": ("f1_micro", "f1_macro", "subset_accuracy"), "regression": ("spearman", "pearson"),
                 "token_classification": ("entity_f1", "token_accuracy")}  # fmt: skip
     for kind, names in expected.items():
         assert task_from_file("a.jsonl", "text=a,label=b", kind=kind).reported == names
