@@ -184,7 +184,7 @@ def test_each_loss_has_its_own_gradient_on_the_same_weights_and_rows(config: str
 def test_random_architectures_are_distinct_and_the_first_ones_stay(config: str, tmp_path: Path) -> None:
     run, other = open_runs(config, tmp_path / "store", tmp_path / "out", [], seeds=2, width=24)
     # which rows of a task give text depends on the seed
-    assert [one.context.corpus_spec.split_seed for one in (run, other)] == [0, 1]
+    assert [[spec.split_seed for spec in one.context.corpus_spec] for one in (run, other)] == [[0], [1]]
     found = random_architectures(run, 30)
     assert random_architectures(run, 3) == found[:3]
     assert random_architectures(other, 3) != found[:3]
