@@ -228,23 +228,27 @@ def random_inherited(trial: Trial) -> list[Student]:
     for index, (architecture, number) in enumerate(_drawn(trial, draw, sized)):
         name = f"{RANDOM_INHERITED} {index}"
 
-        def save(folder: Path, architecture: Architecture = architecture) -> None:
-            space = load_supernet(context, supernet.folder)
-            blocks = dict(zip(map(layer_label, range(settings.num_layers)), chosen_blocks(architecture)))
-            wide = inherited_model(space, widest(blocks)).state_dict()
-            model = ElmModel(space.architecture_config(architecture))
-            # the first rows and columns, as the supernet has them at a smaller width
-            model.load_state_dict(
-                {key: wide[key][tuple(map(slice, value.shape))] for key, value in model.state_dict().items()}
-            )
-            model.save_pretrained(folder / PRUNED)
-
+        blocks = {layer_label(layer): block for layer, block in enumerate(chosen_blocks(architecture))}
         inputs = {"supernet": supernet.digest, "architecture": architecture}
+        save = partial(_save_slices, run, supernet.folder, widest(blocks), architecture)
         weights = run.stage("slices", inputs, save, f"{name} slices")
         student = trial.train(name, architecture, trained_by=trained_by, inherited=weights, facts={"drawn": number})
         spent = {label: run.stages[label] for label in ("latency", "supernet", "supernet_tasks")}
         students.append(replace(student, stages={**student.stages, **spent}))
     return students
+
+
+def _save_slices(
+    run: TracedRun, supernet: Path, wide: Architecture, architecture: Architecture, folder: Path
+) -> None:
+    """The supernet's model of wide widths, cut to an architecture: the first rows and columns of its weights."""
+    space = load_supernet(run.context, supernet)
+    weights = inherited_model(space, wide).state_dict()
+    model = ElmModel(space.architecture_config(architecture))
+    model.load_state_dict(
+        {key: weights[key][tuple(map(slice, value.shape))] for key, value in model.state_dict().items()}
+    )
+    model.save_pretrained(folder / PRUNED)
 
 
 def elms_compute(name: str) -> Students:

@@ -19,7 +19,7 @@ from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config, TrainingConfig
 from elm_nni.pipeline.context import TEXT, Context
 from elm_nni.pipeline.search_stage import check_reachable, max_evaluations
-from elm_nni.pipeline.store import StageStore
+from elm_nni.pipeline.store import StageResult, StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings
 
 _BYTES, _CHECKPOINT_COPIES = 4, 3
@@ -47,7 +47,7 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
         "supernet",
         supernet_stage.supernet_inputs(context, {"student": chosen["student"], "teacher": chosen["teacher"]}),
     )
-    teacher = store.finished("teacher", teacher_stage.teacher_inputs(context))
+    teacher = _finished_teacher(context, store)
     seconds = estimated_seconds(context, chosen)
     lines = [f"{'stage':<26}{'steps':>9}{'hours':>9}  state"]
     for name, steps, spent in seconds:
@@ -97,12 +97,21 @@ def estimated_seconds(context: Context, chosen: dict[str, Any]) -> list[tuple[st
     ]  # fmt: skip
 
 
+def _finished_teacher(context: Context, store: StageStore) -> StageResult | None:
+    if not teacher_stage.needs_lm_head(context):
+        return store.finished("teacher", teacher_stage.teacher_inputs(context))
+    fitted = store.finished("lm_head", teacher_stage.lm_head_inputs(context))
+    return fitted and store.finished("teacher", teacher_stage.teacher_inputs(context, fitted.digest))
+
+
 def _teacher_seconds(context: Context, per_token: float) -> float:
-    """Of the heads: a forward of all training rows, or that and a training step at the cost of three an epoch."""
-    how, rows = context.config.teacher, [task.train for task in context.tasks.values() if task.name != TEXT]
-    tokens = sum(int(part.lengths.sum()) for part in rows)
-    forwards = 1 + (3 * how.finetune_epochs if how.head == "finetune" else 0)
-    return forwards * tokens * per_token
+    """Of the heads: a forward of all training rows, and three an epoch to fine-tune; a forward a step to fit one."""
+    config, rows = context.config, [task.train for task in context.tasks.values() if task.name != TEXT]
+    how, tokens = config.teacher, sum(int(part.lengths.sum()) for part in rows)
+    forwards = tokens * (1 + (3 * how.finetune_epochs if how.head == "finetune" else 0))
+    if teacher_stage.needs_lm_head(context):
+        forwards += how.lm_head_steps * config.supernet.pretrain.batch_size * config.data.sequence_length
+    return forwards * per_token
 
 
 def _reach(settings: SpaceSettings, table: LatencyTable) -> list[str]:

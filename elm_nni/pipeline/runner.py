@@ -27,7 +27,7 @@ from elm_nni.pipeline import (
 )
 from elm_nni.pipeline.checks import check_inputs
 from elm_nni.pipeline.config import Config
-from elm_nni.pipeline.context import TEXT, Context, latency_condition
+from elm_nni.pipeline.context import Context, latency_condition
 from elm_nni.pipeline.export_stage import build_onnx, export_model, onnx_inputs
 from elm_nni.pipeline.probe import Point, read_points
 from elm_nni.pipeline.run_dir import RESULTS, RunDirectory
@@ -126,7 +126,7 @@ class Run:
 
     def lm_head(self) -> StageResult | None:
         """The language-model head that is fitted for a teacher without one; None where it has its own or needs none."""
-        if TEXT not in self.context.tasks or self.config.teacher.lm_head == "own":
+        if not teacher_stage.needs_lm_head(self.context):
             return None
         inputs = teacher_stage.lm_head_inputs(self.context)
         return self._stage("lm_head", inputs, lambda folder: teacher_stage.build_lm_head(self.context, folder))

@@ -34,6 +34,11 @@ LM_HEAD = "lm_head.safetensors"
 Classifier = TeacherClassifier | FineTunedClassifier | LanguageTeacher
 
 
+def needs_lm_head(context: Context) -> bool:
+    """Whether a language-model head is fitted for the teacher."""
+    return TEXT in context.tasks and context.config.teacher.lm_head == "refit"
+
+
 def lm_head_inputs(context: Context) -> dict[str, Any]:
     """What a fitted language-model head depends on."""
     config = context.config

@@ -42,6 +42,16 @@ def test_a_fine_tuned_teacher_takes_three_forwards_an_epoch_more(config_file: Pa
     assert found["teacher"] == pytest.approx((1 + 3 * 4) * ROWS * LENGTH * 0.01)
 
 
+def test_a_language_model_head_takes_a_forward_of_the_teacher_a_step(config_file: Path, tmp_path: Path):
+    found = {}
+    for how in ("own", "refit"):
+        changes = {"tasks": ["text"], "teacher.lm_head": how, "teacher.lm_head_steps": 20}
+        context = Context(load_config(str(config_file), changes), StageStore(tmp_path), lambda *_, **__: None)
+        found[how] = {name: seconds for name, _, seconds in estimated_seconds(context, MEASURED)}["teacher"]
+    # of 8 rows of 16 tokens
+    assert found == pytest.approx({"own": 0.0, "refit": 20 * 8 * 16 * 0.01})
+
+
 def test_training_rows_are_limited_and_no_others(config_file: Path, tmp_path: Path):
     contexts = []
     for limit in (None, 40):

@@ -35,6 +35,7 @@ from elm_nni.errors import UserError
 from elm_nni.pipeline.config import Config
 from elm_nni.pipeline.conversion import build
 from elm_nni.pipeline.evaluate_stage import elm_system
+from elm_nni.pipeline.plan import make_plan
 from elm_nni.pipeline.runner import Run
 from elm_nni.pipeline.store import StageStore
 from elm_nni.pipeline.validation import validate
@@ -350,6 +351,8 @@ def test_hidden_tokens_with_a_fitted_head_and_a_trimmed_vocabulary(finished: Fin
     assert kept["coverage"] == 1.0
     teacher_row = next(line for line in results["systems"] if line["name"].startswith("teacher"))
     assert "fitted language-model head" in teacher_row["note"]
+    plan = {line.split("  ")[0]: line.split()[-1] for line in make_plan(run.config, run.context.store)}
+    assert plan["supernet"] == plan["teacher"] == "cached"
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) == kept["tokens"]
     rows, total, counted = run.context.test_rows("text"), 0.0, 0
