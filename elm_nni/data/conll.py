@@ -10,6 +10,16 @@ from elm_nni.errors import UserError
 CONLL_SUFFIX = ".conll"
 
 
+def is_conll(source: str) -> bool:
+    """Whether a source is a file of words and tags.
+
+    Example:
+        >>> is_conll("~/train.conll")
+        True
+    """
+    return Path(source).suffix.lower() == CONLL_SUFFIX
+
+
 def read_conll(path: Path) -> datasets.Dataset:
     """One row a sentence: ``text``, its words (first column), and ``label``, their tags (last column).
 

@@ -20,14 +20,23 @@ def has_entity_tags(label_names: Sequence[str]) -> bool:
         >>> has_entity_tags(("O", "B-PER", "I-PER")), has_entity_tags(("NOUN", "VERB"))
         (True, False)
     """
-    return any(_PREFIXED.fullmatch(name) for name in label_names)
+    return any(_parts(label_names))
+
+
+def _parts(label_names: Sequence[str]) -> list[re.Match[str] | None]:
+    """Prefix and type of each tag; None of one that marks no entity."""
+    parts = [_PREFIXED.fullmatch(name) for name in label_names]
+    # among other tags, such as N and V, a letter alone is a tag as they are
+    if any(part is None and name not in _OUTSIDE for part, name in zip(parts, label_names)):
+        return [part if part and part["type"] is not None else None for part in parts]
+    return parts
 
 
 class _Tags:
     """What each tag says, by its id: its type (-1 outside), may it go on, and may the next go on from it, (C,)."""
 
     def __init__(self, label_names: Sequence[str]) -> None:
-        parts = [_PREFIXED.fullmatch(name) for name in label_names]
+        parts = _parts(label_names)
         # a tag PER without a prefix is another thing than the entities of type PER
         keys = [(part["type"] or "",) if part else (name, "token") for part, name in zip(parts, label_names)]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}

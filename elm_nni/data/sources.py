@@ -75,19 +75,22 @@ def check_utf8(path: Path) -> None:
                 break
             offset += len(chunk)
     if not has_text:
-        raise UserError(f"{path} is empty; give a file with at least one document")
+        raise UserError(f"{path} is empty; give a file with text in it")
 
 
 @contextlib.contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
+def _quiet() -> Iterator[None]:
+    # what datasets logs as an error, it raises too
+    level, has_bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if has_bars and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(level)
+        if has_bars:
+            datasets.enable_progress_bars()
 
 
 def _first_line(error: BaseException) -> str:
@@ -98,7 +101,7 @@ def _first_line(error: BaseException) -> str:
 
 def _load(what: str, load: Callable[[], Rows]) -> Rows:
     try:
-        with _quiet_unless_terminal():
+        with _quiet():
             return load()
     except DatasetNotFoundError as error:
         raise UserError(f"{what} does not exist on the hub, or needs a login: {_first_line(error)}") from error
@@ -145,7 +148,7 @@ def load_file(path: Path, *, paragraphs: bool = False, streaming: bool = False, 
         if builder != "parquet":
             check_utf8(path)
         elif path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; give a file with at least one document")
+            raise UserError(f"{path} is empty; give a file with text in it")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     rows = _load(

@@ -1,7 +1,7 @@
 """Tasks with fixed splits: packaged ones, GLUE by name, local files and hub data sets with named columns."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from elm_nni.data import offline
-from elm_nni.data.conll import CONLL_SUFFIX, read_conll
+from elm_nni.data.conll import CONLL_SUFFIX, is_conll, read_conll
 from elm_nni.data.glue import GLUE_TASKS
 from elm_nni.data.labels import (
     as_dataset,
@@ -96,10 +96,10 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
-def find_task(task: str | TaskSpec) -> TaskSpec:
+def find_task(task: str | TaskSpec, *, others: Sequence[str] = ()) -> TaskSpec:
     """The specification of a task given by name or by file (columns ``text`` and ``label``).
 
-    A .conll file is one of tags, any other one of classes.
+    A .conll file is one of tags, any other one of classes. ``others`` are names that the caller knows beside these.
 
     Raises:
         UserError: neither a known name nor a file of a known kind; the nearest known name is given.
@@ -112,19 +112,16 @@ def find_task(task: str | TaskSpec) -> TaskSpec:
         return task
     if task in TASKS:
         return TASKS[task]
-    if _is_conll(task):
+    if is_conll(task):
         kind: Kind = "token_classification"
         return TaskSpec(name=Path(task).stem, source=task, kind=kind, metric=MAIN_METRICS[kind])
     if is_local(task):
         return TaskSpec(name=Path(task).stem, source=task)
-    near = get_close_matches(task, TASKS, n=1)
+    known = (*TASKS, *others)
+    near = get_close_matches(task, known, n=1)
     hint = f", did you mean '{near[0]}'" if near else ""
     files = ", ".join((*FILE_SUFFIXES, CONLL_SUFFIX))
-    raise UserError(f"task '{task}' is unknown{hint}; known: {', '.join(TASKS)}, or a {files} file")
-
-
-def _is_conll(source: str) -> bool:
-    return Path(source).suffix.lower() == CONLL_SUFFIX
+    raise UserError(f"task '{task}' is unknown{hint}; known: {', '.join(known)}, or a {files} file")
 
 
 def _read_offline(name: str) -> datasets.Dataset:
@@ -143,7 +140,7 @@ def _read_offline(name: str) -> datasets.Dataset:
 def _read_rows(spec: TaskSpec, split: str, cache_dir: Path | None) -> datasets.Dataset:
     if spec.source.startswith("offline:"):
         rows: Rows = _read_offline(spec.source)
-    elif _is_conll(spec.source):
+    elif is_conll(spec.source):
         rows = read_conll(local_path(spec.source))
     elif is_local(spec.source):
         rows = load_file(local_path(spec.source), cache_dir=cache_dir)

@@ -75,6 +75,8 @@ class Teacher:
         Raises:
             UserError: nothing to load under that name, or a model that cannot teach.
         """
+        if str(name).startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+            raise UserError(f"teacher {str(name)!r}: there is no such folder")
         try:
             model = AutoModel.from_pretrained(teacher_folder() if name == "offline" else str(name), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:

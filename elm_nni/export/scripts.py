@@ -98,7 +98,9 @@ def best_span(start_T, end_T, window):
 
 
 for text in given:
-    question, _, context = text.partition("\\t")
+    question, tab, context = text.partition("\\t")
+    if not tab:
+        sys.exit(f"no tab in {text!r}: write a question, a tab and its context")
     asked = cut(question)
     tokenizer.enable_truncation(LENGTH, stride=LENGTH // 3, strategy="only_second")
     encoding = tokenizer.encode(asked, context)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elm_nni.cost.condition import LatencyCondition
 from elm_nni.data.batches import TaskRows
-from elm_nni.data.conll import CONLL_SUFFIX
+from elm_nni.data.conll import is_conll
 from elm_nni.data.corpora import CorpusSpec, as_specs, corpus_digest, corpus_texts, load_corpus
 from elm_nni.data.language import LanguageData, LanguageRows, Masking
 from elm_nni.data.metrics import MAIN_METRICS
@@ -61,6 +61,8 @@ TEXT = "text"
 # keys of a task that name a part of a hub data set, and those that a digest names only where they are given
 _HUB_KEYS = ("config", "train_split", "test_split")
 _NAMED_IF_GIVEN = (*_HUB_KEYS, "label_names")
+# known by name, but not of rows with labels
+OTHER_TASKS = (*SQUAD, HEADLINES, TEXT)
 
 
 @dataclass(frozen=True)
@@ -380,10 +382,10 @@ def task_spec(task: TaskConfig) -> TaskSpec:
         spec = TASKS[task.name]
         changes: dict[str, Any] = {"max_length": task.max_length} if task.max_length else {}
     else:
-        spec = TaskSpec(name=task.name, source=task.source) if task.source else find_task(task.name)
+        spec = TaskSpec(name=task.name, source=task.source) if task.source else find_task(task.name, others=OTHER_TASKS)
         text = (task.text, task.text_pair) if task.text_pair else (task.text,)
         # columns of words and tags are nothing else
-        kind = TokenClassification.name if (task.source or "").endswith(CONLL_SUFFIX) else task.kind
+        kind = TokenClassification.name if is_conll(task.source or "") else task.kind
         changes = {"name": task.name, "text": text, "label": task.label, "kind": kind}
         changes["metric"] = MAIN_METRICS[changes["kind"]]
         changes["max_length"] = task.max_length or spec.max_length

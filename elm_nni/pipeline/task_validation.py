@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 # what a linear head of the teacher is fitted on
 _LEAST_ROWS = 10
-# tokens of a row: special tokens and a few words
-_LEAST_LENGTH = 8
+# tokens of a row: special tokens and a few words; of a window: a question and some context
+_LEAST_LENGTH, _LEAST_WINDOW = 8, 32
 _NAMED_KINDS = ("classification", "multi_label", "token_classification")
 
 
@@ -24,8 +24,8 @@ def check_task(task: TaskConfig) -> None:
     """
     if task.test_source is not None and task.kind != "question_answering":
         raise _refusal(task, "test_source", "it belongs to question_answering")
-    if task.max_length is not None and task.max_length < _LEAST_LENGTH:
-        raise _refusal(task, "max_length", f"it must be >= {_LEAST_LENGTH} or null")
+    if task.max_length is not None and task.max_length < _least_length(task):
+        raise _refusal(task, "max_length", f"it must be >= {_least_length(task)} or null")
     if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
         raise _refusal(task, "limit_rows", f"it must be >= {_LEAST_ROWS} or null")
     for key in ("config", "train_split", "test_split", "label_names"):
@@ -35,6 +35,7 @@ def check_task(task: TaskConfig) -> None:
     if task.label_names is not None and (task.source is None or task.kind not in _NAMED_KINDS):
         kinds = ", ".join(_NAMED_KINDS)
         raise _refusal(task, "label_names", f"it must be null unless there is a source and kind is one of {kinds}")
+    _check_kind(task)
     _check_hub_keys(task)
 
 
@@ -42,6 +43,23 @@ def _refusal(task: TaskConfig, key: str, allowed: str) -> UserError:
     value = getattr(task, key)
     shown = list(value) if isinstance(value, tuple) else value
     return UserError(f"tasks.{task.name}.{key}: {shown!r} is not allowed; {allowed}")
+
+
+def _least_length(task: TaskConfig) -> int:
+    from elm_nni.data.squad import SQUAD
+
+    is_of_windows = task.kind == "question_answering" or (task.source is None and task.name in SQUAD)
+    return _LEAST_WINDOW if is_of_windows else _LEAST_LENGTH
+
+
+def _check_kind(task: TaskConfig) -> None:
+    # classification is what is taken where nothing is said
+    if task.source is None or task.kind in ("classification", "token_classification"):
+        return
+    from elm_nni.data.conll import is_conll
+
+    if is_conll(task.source):
+        raise _refusal(task, "kind", f"{task.source} has words and tags, which are token_classification")
 
 
 def _check_hub_keys(task: TaskConfig) -> None:
@@ -65,7 +83,7 @@ def _needs_hub(task: TaskConfig, key: str) -> str:
 
 def _is_of_hub(task: TaskConfig, key: str) -> bool:
     # loaded for tasks with keys of the hub alone
-    from elm_nni.data.conll import CONLL_SUFFIX
+    from elm_nni.data.conll import is_conll
     from elm_nni.data.pairs import HEADLINES
     from elm_nni.data.sources import is_local
 
@@ -73,4 +91,4 @@ def _is_of_hub(task: TaskConfig, key: str) -> bool:
     if source is None or task.source is None:
         return False
     is_packaged = source.startswith("offline:") or (source == HEADLINES and task.kind == "sentence_embedding")
-    return not (is_packaged or is_local(source) or source.lower().endswith(CONLL_SUFFIX))
+    return not (is_packaged or is_local(source) or is_conll(source))

@@ -11,6 +11,8 @@ from elm_nni.report.text import factor, milliseconds, percent, quality, short_co
 
 OURS = "ELM (ours)"
 TEACHER = "teacher + head"
+# Test rows, or pairs, questions or tokens, whose scores say little.
+FEW_ROWS = 100
 # The same model in another file format: no rival of ours.
 VARIANTS = frozenset({"ELM int8 ONNX"})
 
@@ -49,7 +51,7 @@ def build_headline(results: Results) -> Headline:
     open_pairs = () if ours is None else _without_interval(results, ours, rivals)
     return Headline(
         title=_title(results, ours, teacher, behind),
-        statements=(*_limits(results), *_compared(results, ours), *open_pairs),
+        statements=(*_limits(results), *_few_rows(results), *_compared(results, ours), *open_pairs),
     )
 
 
@@ -121,6 +123,16 @@ def _limit(what: str, met: bool, value: str, limit: str) -> Statement:
     if met:
         return Statement("good", f"{what}: {value}, within the limit of {limit}.")
     return Statement("bad", f"{what}: {value}, over the limit of {limit}.")
+
+
+def _few_rows(results: Results) -> Iterator[Statement]:
+    for task, result in results.tasks.items():
+        if 0 < result.num_examples < FEW_ROWS:
+            share = percent(1 / result.num_examples)
+            yield Statement(
+                "bad", f"{task} has {result.num_examples} rows to score: scores of so few (one row is {share}) "
+                "can be luck.",
+            )  # fmt: skip
 
 
 _VERDICTS: dict[Verdict, tuple[str, Tone, str]] = {

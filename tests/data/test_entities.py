@@ -14,6 +14,9 @@ TAG_SETS = {
 }
 
 
+LETTERS = ("N", "V", "I", "S", "O")
+
+
 def _split(tag):
     if tag == "O":
         return "O", ""
@@ -65,6 +68,12 @@ def test_f1_is_that_of_reading_token_by_token(names):
     assert 0.1 < np.mean(scores) < 0.9
 
 
+def test_letters_among_other_tags_are_tags_of_one_token():
+    # I after I would go on as an entity: then one of two would be found here
+    labels, predictions = ([LETTERS.index(tag) for tag in tags] for tags in ("NIIV", "NIVV"))
+    assert entity_f1(predictions, labels, lengths=[4], label_names=LETTERS) == pytest.approx(3 / 4)
+
+
 @pytest.mark.parametrize(
     ("labels", "predictions", "expected"),
     [
@@ -99,6 +108,7 @@ def test_has_entity_tags():
     assert has_entity_tags(TAG_SETS["BIO"])
     assert has_entity_tags(TAG_SETS["one type without a name"])
     assert not has_entity_tags(TAG_SETS["words"])
+    assert not has_entity_tags(LETTERS)
 
 
 def test_bad_input():

@@ -57,10 +57,13 @@ def test_a_changed_file_is_read_again(tmp_path):
         ("a.doc", "words", r"a.doc: files of kind '.doc' are not known; known: .txt, .jsonl"),
     ],
 )
-def test_bad_files(tmp_path, name, content, message):
+def test_bad_files(tmp_path, name, content, message, capfd):
     with pytest.raises(UserError, match=message) as caught:
         load_file(_write(tmp_path / name, content), cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
+    # datasets says nothing of its own beside it
+    assert capfd.readouterr().err == ""
+    assert datasets.logging.get_verbosity() < datasets.logging.ERROR
 
 
 def test_missing_file(tmp_path):

@@ -163,6 +163,8 @@ def test_regression_needs_numbers(tmp_path):
 def test_names():
     with pytest.raises(UserError, match="task 'polarty' is unknown, did you mean 'polarity'; known: polarity, imdb"):
         find_task("polarty")
+    with pytest.raises(UserError, match="task 'squat' is unknown, did you mean 'squad'; .* wnli, squad, text, or"):
+        find_task("squat", others=("squad", "text"))
     with pytest.raises(UserError, match="task source 'offline:x' is unknown; known: offline:polarity"):
         load_task(TaskSpec(name="x", source="offline:x"))
 

@@ -187,8 +187,12 @@ def test_save_and_load(build_teacher, tmp_path):
 
 
 def test_load_of_nothing(tmp_path):
-    with pytest.raises(UserError, match="cannot be loaded") as raised:
+    with pytest.raises(UserError, match="teacher '.*nowhere': there is no such folder") as raised:
         Teacher.load(tmp_path / "nowhere")
+    assert "\n" not in str(raised.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be loaded") as raised:
+        Teacher.load(tmp_path / "empty")
     assert "\n" not in str(raised.value)
 
 

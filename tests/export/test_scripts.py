@@ -159,9 +159,12 @@ def test_a_long_context_is_read_in_windows(answerer: tuple[ElmForQuestionAnsweri
 
 
 def test_without_a_context_there_is_no_answer(answerer: tuple[ElmForQuestionAnswering, Path]) -> None:
-    (line,) = printed(answerer[1], "the film was")
+    (line,) = printed(answerer[1], "the film was\t")
     assert line["answer"] == ""
     assert "score" not in line
+    done = run_without_torch(answerer[1], "the film was")
+    assert done.returncode == 1
+    assert done.stderr == "no tab in 'the film was': write a question, a tab and its context\n"
 
 
 def test_an_answer_has_at_most_thirty_tokens(answerer: tuple[ElmForQuestionAnswering, Path], tmp_path: Path) -> None:

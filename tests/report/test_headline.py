@@ -77,6 +77,14 @@ def test_the_interval_decides_the_verdict(
     assert [(s.tone, s.text) for s in build_headline(changed).statements if "uniform" in s.text] == [(tone, text)]
 
 
+def test_few_rows_are_told(results: Results) -> None:
+    assert tones(results, "rows to score") == []
+    task = results.tasks["polarity"]
+    for rows, expected in ((100, []), (25, ["bad"])):
+        few = replace(results, tasks={"polarity": replace(task, num_examples=rows)})
+        assert tones(few, "polarity has 25 rows to score: scores of so few (one row is 4.0 %) can be luck.") == expected
+
+
 def test_without_an_interval_the_numbers_stand_without_a_verdict(results: Results) -> None:
     bare = replace(results, comparisons=())
     text = "Beside uniform bert on polarity: accuracy 0.7843 against 0.7796; the difference has no interval."
