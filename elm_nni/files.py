@@ -1,12 +1,34 @@
-"""Files that are replaced as a whole: a reader sees the earlier content or the new one, never half of it."""
+"""Files of settings are read, and files are replaced as a whole: a reader never sees half of the new content."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import yaml
+
 from elm_nni.errors import UserError
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; none of an empty one.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, or holds something else.
+
+    Example:
+        >>> read_settings(Path("mine.yaml"))["preset"]  # doctest: +SKIP
+        'nano'
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
+    return content or {}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from elm_nni.errors import UserError
+from elm_nni.files import read_settings
 from elm_nni.pipeline.config import Config, load_config
 
 FULL = "full ELM"
@@ -73,12 +72,7 @@ def load_comparison(path: Path, known: Iterable[str]) -> Comparison:
 
         load_comparison(Path("benchmarks/quality/nano.yaml"), SYSTEMS).num_seeds
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
+    content = read_settings(path)
     _refuse_unknown(f"{path}: unknown key", content, [*Comparison.__dataclass_fields__])
     systems = content.get("systems")
     if not isinstance(systems, dict) or FULL not in systems:

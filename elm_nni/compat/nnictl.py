@@ -13,6 +13,7 @@ from elm_nni.compat.pkg_resources_substitute import pkg_resources_available
 from elm_nni.compat.python_repairs import install
 from elm_nni.compat.settings import ALL_INTERFACES, LOOPBACK, ManagerSettings
 from elm_nni.errors import UserError
+from elm_nni.files import read_settings
 
 _STARTS = ("create", "resume", "view")
 OPEN_WARNING = (
@@ -87,17 +88,9 @@ def check_config(path: Path) -> None:
     Raises:
         UserError: the file is missing, a key or value is wrong, or the tuner or assessor is not known.
     """
-    import yaml
     from nni.experiment.config import ExperimentConfig, utils
 
-    if not path.is_file():
-        raise UserError(f"there is no configuration file {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, not keys and values")
+    content = read_settings(path)
     if "trainingServicePlatform" in content:
         return
     _check_keys(path, content)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from elm_nni.errors import UserError
+from elm_nni.files import read_settings
 from elm_nni.pipeline.conversion import build, plain
 from elm_nni.pipeline.validation import validate
 
@@ -345,12 +346,7 @@ def _read(source: str) -> dict[str, Any]:
         nearest = difflib.get_close_matches(source, names, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
         raise UserError(f"unknown preset {source!r}{hint} Known: {', '.join(names)}, or a .yaml file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values at the top level, got {type(values).__name__}")
+    values = read_settings(path)
     base = values.pop("preset", None)
     return _merge(_read(str(base)), values) if base else values
 

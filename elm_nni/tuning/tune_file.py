@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from elm_nni.errors import UserError
+from elm_nni.files import read_settings
 from elm_nni.pipeline.config import Config, load_config
 
 # What a trial measures, beside the score of each task under the task's name.
@@ -83,12 +83,7 @@ def load_tuning(path: Path) -> Tuning:
 
         load_tuning(Path("examples/optuna/eta_topk.yaml")).space["prune.eta"]
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
+    content = read_settings(path)
     known = [*Tuning.__dataclass_fields__]
     for key in content:
         if key not in known:

@@ -50,14 +50,18 @@ def test_a_right_configuration_passes(home):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="there is no configuration file"):
+    with pytest.raises(UserError, match="cannot read .*missing.yml: .*No such file"):
         check_config(tmp_path / "missing.yml")
     (tmp_path / "list.yml").write_text("- 1\n")
-    with pytest.raises(UserError, match="holds list, not keys and values"):
+    with pytest.raises(UserError, match="expected keys and values at the top level, got list"):
         check_config(tmp_path / "list.yml")
     (tmp_path / "broken.yml").write_text("a: [1\n")
-    with pytest.raises(UserError, match="is not YAML"):
+    with pytest.raises(UserError, match="cannot read .*broken.yml: while parsing"):
         check_config(tmp_path / "broken.yml")
+    (tmp_path / "empty.yml").write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="empty.yml: .*") as caught:
+        check_config(tmp_path / "empty.yml")
+    assert "\n" not in str(caught.value)
 
 
 def test_only_listen_is_taken_from_the_arguments():
