@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -105,7 +105,7 @@ def document(results: Results) -> list[str]:
     if found := findings(results.rows):
         lines += ["", "What helps, by how much, against the spread over seeds:", "", *findings_table(found)]
     for title, rows in _groups(results.rows).items():
-        lines += ["", title, "", *quality_table(rows), "", *cost_table(rows)]
+        lines += ["", title, "", *quality_table(rows), *_all_metrics(rows), "", *cost_table(rows)]
     for against in dict.fromkeys(one.against for one in results.differences):
         chosen = f", the better uniform system by {MEAN} on validation rows" if against == best else ""
         lines += [
@@ -126,6 +126,16 @@ def quality_table(rows: Sequence[Scored]) -> list[str]:
         for name, ones in _by_system(rows).items()
     ]
     return table(["system", "seeds", *tasks], body)
+
+
+def metrics_table(rows: Sequence[Row], task: str) -> list[str]:
+    """A row for each system, a column for each metric of the task: mean and standard deviation over seeds."""
+    names = list(rows[0].metrics[task])
+    body = [
+        [system, str(len(ones)), *(spread([row.metrics[task][name] for row in ones]) for name in names)]
+        for system, ones in _by_system(rows).items()
+    ]
+    return table(["system", "seeds", *names], body)
 
 
 def cost_table(rows: Sequence[Row]) -> list[str]:
@@ -214,6 +224,13 @@ def plot(results: Results) -> Figure:
     panels[0].set_yticks(range(len(systems)), list(systems))
     panels[0].invert_yaxis()
     return figure
+
+
+def _all_metrics(rows: Sequence[Row]) -> Iterator[str]:
+    """The tables of the tasks that report several."""
+    for task, found in rows[0].metrics.items():
+        if len(found) > 1:
+            yield from ("", f"All metrics of {task}:", "", *metrics_table(rows, task))
 
 
 def _header(results: Results) -> dict[str, Any]:

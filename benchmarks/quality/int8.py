@@ -15,7 +15,7 @@ from elm_nni.pipeline.evaluate_stage import System as Loaded
 from elm_nni.pipeline.evaluate_stage import onnx_system
 from elm_nni.pipeline.store import write_json
 from elm_nni.pipeline.student_stage import SCORES
-from quality.trial import Loader, Student, Students, Trial
+from quality.trial import LeftOut, Loader, Student, Students, Trial
 
 FILE, FACTS = "model-int8.onnx", "facts.json"
 _AXES = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
@@ -40,6 +40,8 @@ def load_int8(name: str, folders: Mapping[str, Path], device: str) -> Loaded:
 def _quantised(trial: Trial, one: Student, load: Loader) -> Student:
     run, models = trial.run(), {}
     for name, source in one.models.items():
+        if run.context.tasks[name].kind.linear_head in (None, "identity"):
+            raise LeftOut(f"task {name}: a graph holds the first output of a model, and that is not its logits here")
         build = partial(_build, run.context, task=run.context.tasks[name], source=source.folder / "model", load=load)
         inputs = {"model": f"{source.name}/{source.digest}"}
         models[name] = run.stage("int8", inputs, build, f"int8 {source.name} {source.digest}")

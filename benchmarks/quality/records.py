@@ -112,11 +112,14 @@ class Records:
             self.tell(f"seed {seed}: {len(missing)} models are scored on the test rows")
             for key, one in missing.items():
                 loaded = self._load(one, list(rows))
-                scores = {
-                    name: context.tasks[name].score(context.tasks[name].outputs(loaded.logits[name], some), some)
-                    for name, some in rows.items()
+                tasks = {name: context.tasks[name] for name in rows}
+                metrics = {
+                    name: task.scores(task.outputs(loaded.logits[name], rows[name]), rows[name])
+                    for name, task in tasks.items()
                 }
-                tested[key] = {"key": key, "scores": scores, "rows": {name: len(part) for name, part in rows.items()}}
+                main = {name: metrics[name][task.data.metric] for name, task in tasks.items()}
+                counts = {name: task.kind.num_scored(rows[name]) for name, task in tasks.items()}
+                tested[key] = {"key": key, "scores": main, "metrics": metrics, "rows": counts}
                 append_json_line(self.folder / TESTED, tested[key])
         return tested
 
@@ -128,7 +131,8 @@ class Records:
             return {**line, "students": [], "reason": str(reason)}
         tasks = trial.run().context.tasks
         line["tasks"] = {
-            task.name: {"metric": task.data.metric, "rows": len(task.validation)} for task in tasks.values()
+            task.name: {"metric": task.data.metric, "rows": task.kind.num_scored(task.validation)}
+            for task in tasks.values()
         }
         return {**line, "students": [_student_line(name, one) for one in students]}
 

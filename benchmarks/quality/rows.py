@@ -6,7 +6,7 @@ Shape suffixes: S seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ class Row:
         validation: mean over tasks on validation rows, whatever the split.
         latency_ms: None where it could not be measured.
         seconds: of all stages that it took.
+        metrics: on test rows, task to all of its metrics; none on validation rows.
     """
 
     system: str
@@ -55,6 +56,7 @@ class Row:
     megabytes: float
     latency_ms: float | None
     seconds: float
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _row(one: Line, seed: int, measured: Mapping[str, Line], tested: Mapping[str
     costs = {name: measured[one["key"]][name] for name in COSTS}
     return Row(
         one["system"], seed, {**scores, MEAN: _mean(scores.values())}, _mean(one["validation"].values()), **costs,
-        seconds=sum(one["seconds"].values()),
+        seconds=sum(one["seconds"].values()), metrics={} if tested is None else tested[one["key"]]["metrics"],
     )  # fmt: skip
 
 
@@ -107,12 +109,16 @@ def _of_drawn(system: str, ones: list[Row]) -> list[Row]:
     numbers = ("validation", *COSTS, "seconds")
     mean = {name: mean_of(ones, name) for name in numbers}
     scores = {task: _mean([row.scores[task] for row in ones]) for task in ones[0].scores}
+    metrics = {
+        task: {name: _mean([row.metrics[task][name] for row in ones]) for name in found}
+        for task, found in ones[0].metrics.items()
+    }
     best = max(ones, key=lambda row: row.validation)
     shared = {name: getattr(best, name) for name in numbers}
     return [
-        Row(f"{system}, mean of {count}", ones[0].seed, scores, **mean),
+        Row(f"{system}, mean of {count}", ones[0].seed, scores, **mean, metrics=metrics),
         Row(f"{system}, best of {count} by validation", best.seed, best.scores,
-            **{**shared, "seconds": sum(row.seconds for row in ones)}),
+            **{**shared, "seconds": sum(row.seconds for row in ones)}, metrics=best.metrics),
     ]  # fmt: skip
 
 

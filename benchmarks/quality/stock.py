@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BertModel, GPT2LMHeadModel
 
 from elm_nni.digest import digest
 from elm_nni.distillation.heads import LinearHead, TeacherClassifier
 from elm_nni.distillation.teacher import Teacher, first_layers
+from elm_nni.kinds import CausalLM
 from elm_nni.pipeline.context import Task, latency_condition
-from elm_nni.pipeline.evaluate_stage import elm_system
+from elm_nni.pipeline.evaluate_stage import System, elm_system
 from elm_nni.pipeline.store import StageResult, write_json
-from elm_nni.pipeline.student_stage import finetune_inputs, pretrain_inputs, train_on_task, train_on_text
+from elm_nni.pipeline.student_stage import SCORES, finetune_inputs, pretrain_inputs, train_on_task, train_on_text
 from elm_nni.pipeline.system_latency import classifier_module, measure_systems
+from elm_nni.pipeline.teacher_stage import TEACHER_SCORES, load_teacher_classifier
 from elm_nni.seeding import seeded
-from quality.decoders import StockDecoder, gpt2_config, save_decoder
-from quality.encoders import StockEncoder, factorise_table, save_classifier, stock_config
-from quality.trial import SHARED, Student, TracedRun, Trial
+from quality.decoders import StockDecoder, gpt2_config, load_decoders, save_decoder
+from quality.encoders import HEAD, StockEncoder, factorise_table, load_stock, save_classifier, stock_config
+from quality.trial import SHARED, LeftOut, Student, TracedRun, Trial
 
 WEIGHTS, DEPTH = "encoder.safetensors", "depth.json"
 
@@ -74,6 +76,39 @@ def stock_gpt2(trial: Trial) -> list[Student]:
     return [
         _fine_tuned(run, "stock", pretrained.digest, start, {"pretrain": pretrained}, facts, StockDecoder, save_decoder)
     ]
+
+
+def frozen_teacher(trial: Trial) -> list[Student]:
+    """The teacher as distillation sees it: a linear head on frozen features, or a language model as it is."""
+    run = trial.run()
+    context, teacher = run.context, run.teacher()
+    scores = json.loads((teacher.folder / TEACHER_SCORES).read_text(encoding="utf-8"))
+
+    def build(folder: Path, name: str) -> None:
+        classifier = load_teacher_classifier(context, teacher.folder, name)
+        if isinstance(classifier, TeacherClassifier):
+            Teacher(classifier.teacher.model, tokenizer=context.tokenizer).save(folder / "model")
+            classifier.head.save(folder / "model" / HEAD)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(context.config.teacher.name)
+            model.save_pretrained(folder / "model")
+            context.tokenizer.save_pretrained(folder / "model")
+        write_json(folder / SCORES, {"validation": scores[name]})
+
+    models = {}
+    for name, task in context.tasks.items():
+        has_head = context.config.teacher.head == "linear" and not task.kind.per_token
+        if not (has_head or task.kind.name == CausalLM.name) or context.vocabulary is not None:
+            raise LeftOut(f"task {name}: it needs a linear head, or a causal head of its own, and a whole vocabulary")
+        inputs = {"teacher": teacher.digest, "task": name}
+        models[name] = run.stage("frozen_teacher", inputs, partial(build, name=name), f"frozen teacher {name}")
+    return [Student(models, {label: run.stages[label] for label in SHARED})]
+
+
+def load_frozen(name: str, folders: Mapping[str, Path], device: str) -> System:
+    """The teachers of all tasks as a system that can be scored and timed."""
+    is_encoder = all((folder / HEAD).exists() for folder in folders.values())
+    return (load_stock if is_encoder else load_decoders)(name, folders, device)
 
 
 def fine_tuned_teacher(trial: Trial) -> list[Student]:

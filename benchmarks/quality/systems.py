@@ -32,7 +32,7 @@ from quality.comparison import FULL
 from quality.decoders import load_decoders
 from quality.encoders import load_stock
 from quality.int8 import load_int8, quantised
-from quality.stock import cut_teacher, fine_tuned_teacher, stock_bert, stock_gpt2
+from quality.stock import cut_teacher, fine_tuned_teacher, frozen_teacher, load_frozen, stock_bert, stock_gpt2
 from quality.trial import SHARED, LeftOut, Loader, Student, Students, TracedRun, Trial
 
 Changes = Mapping[str, Any]
@@ -310,6 +310,8 @@ SYSTEMS: dict[str, System] = {
                stock_bert, ("training",), load_stock),
         System(_GPT2, "GPT-2 of transformers of the space's width and heads, for causal spaces", stock_gpt2,
                ("training",), load_decoders),
+        System("teacher", "as it is: its vectors, its own head for the next token, or a linear head on its features",
+               frozen_teacher, (), load_frozen, sized=False),
         System(_TEACHER, "all weights of the teacher trained on the labels", fine_tuned_teacher, ("teacher_training",),
                load_stock, sized=False),
         System(_CUT, "the teacher's first layers, as many as come nearest to the milliseconds of full ELM's winner, "

@@ -29,7 +29,7 @@ from elm_nni.seeding import seeded
 
 logger = logging.getLogger(__name__)
 
-LM_HEAD = "lm_head.safetensors"
+LM_HEAD, TEACHER_SCORES = "lm_head.safetensors", "scores.json"
 
 Classifier = TeacherClassifier | FineTunedClassifier | LanguageTeacher
 
@@ -121,7 +121,7 @@ def build_teacher(context: Context, folder: Path, lm_head: Path | None = None) -
         classifier = load_teacher_classifier(context, folder, name)
         scores[name] = task.score(task.outputs(predictor(classifier), task.validation), task.validation)
         context.log("teacher", task=name, validation=scores[name])
-    write_json(folder / "scores.json", scores)
+    write_json(folder / TEACHER_SCORES, scores)
 
 
 def load_teacher_classifier(context: Context, folder: Path, name: str) -> Classifier:

@@ -21,10 +21,11 @@ import torch
 from common import run_command
 from quality import command, records, systems
 from quality.comparison import FULL, Comparison, load_comparison
-from quality.document import document, findings_table, make_results, quality_table
+from quality.document import document, findings_table, make_results, metrics_table, quality_table
 from quality.findings import findings
 from quality.records import Records
 from quality.rows import MEAN, Row, best_uniform, differences, make_rows
+from quality.stock import load_frozen
 from quality.systems import BERT, DRAWN, INHERITED, MOBILE, RANDOM, RANDOM_INHERITED, SYSTEMS
 from quality.trial import LeftOut, Trial
 from safetensors import safe_open
@@ -38,6 +39,7 @@ from elm_nni.pipeline.context import Context, task_spec
 from elm_nni.pipeline.run_dir import config_digest
 from elm_nni.pipeline.store import StageStore
 from elm_nni.pipeline.supernet_stage import load_widths
+from elm_nni.pipeline.teacher_stage import load_teacher_classifier, predictor
 from elm_nni.search_spaces.architecture import chosen_blocks
 
 pytestmark = pytest.mark.slow
@@ -246,6 +248,20 @@ def test_the_teacher_is_fine_tuned_cut_and_quantised(done: Done) -> None:
     assert rates == {STOCK: 5e-3, TEACHER: 1e-4, CUT: 1e-4}
 
 
+def test_the_teacher_as_it_is(done: Done) -> None:
+    [one] = done.students("teacher")
+    folder = done.store / one["models"]["polarity"] / "model"
+    run = Trial(done.comparison, 0, StageStore(done.store), done.out / "runs").run()
+    task = run.context.tasks["polarity"]
+    logits = load_frozen("teacher", {"polarity": folder}, "cpu").logits["polarity"]
+    assert task.score(task.outputs(logits, task.validation), task.validation) == one["validation"]["polarity"]
+    expected = predictor(load_teacher_classifier(run.context, run.teacher().folder, "polarity"))
+    batch = task.validation.batch(range(8))
+    torch.testing.assert_close(logits(batch), expected(batch))
+    # nothing of it is trained for the comparison
+    assert set(one["seconds"]) == {"precision", "teacher"}
+
+
 def test_scores_and_seconds_are_those_of_the_stages(done: Done) -> None:
     shared = ["precision", "teacher"]
     search = [*shared, "latency", "supernet", "supernet_tasks", "search", "prune"]
@@ -396,6 +412,9 @@ def test_test_rows_are_scored_once_and_by_the_option_alone(
             right += int(model(ids["input_ids"], ids["attention_mask"]).logits.argmax()) == row["label"]
     [found] = [line["scores"] for line in tested if line["key"] == one["key"]]
     assert found == {"polarity": right / len(rows)}
+    assert all(line["metrics"] == {"polarity": {"accuracy": line["scores"]["polarity"]}} for line in tested)
+    # one metric needs no table of its own
+    assert "All metrics of" not in printed
     assert f"| {COMPUTE} | 1 | {right / len(rows):.4f} |" in printed
 
     monkeypatch.setattr(Context, "test_rows", _refused)
@@ -460,6 +479,25 @@ def test_a_winner_that_cannot_be_brought_to_the_size_is_searched_again_under_it(
 def row(system: str, seed: int, value: float, **changes: Any) -> Row:
     usual = Row(system, seed, {"a": value, "b": value / 2, MEAN: 0.75 * value}, value, 10, 5, 1.0, 2.0, 3.0)
     return replace(usual, **changes)
+
+
+def test_all_metrics_of_a_task_have_a_table() -> None:
+    def line(system: str, *values: float) -> dict[str, Any]:
+        return {"system": system, "seed": 0, "students": [
+            {"key": f"{system} {v}", "system": system, "validation": {"a": v}, "seconds": {"pretrain": 1.0}}
+            for v in values
+        ]}  # fmt: skip
+
+    trained = [line(FULL, 0.5), line(RANDOM, 0.2, 0.4)]
+    keys = {one["key"]: one["validation"]["a"] for of in trained for one in of["students"]}
+    costs = {"params": 1, "params_outside_embeddings": 1, "megabytes": 1.0, "latency_ms": 1.0}
+    tested = {key: {"scores": {"a": v}, "metrics": {"a": {"mrr": v, "recall": v / 2}}} for key, v in keys.items()}
+    rows = make_rows(trained, dict.fromkeys(keys, costs), tested)
+    assert metrics_table(rows, "a") == [
+        "| system | seeds | mrr | recall |", "|---|---|---|---|", f"| {FULL} | 1 | 0.5000 | 0.2500 |",
+        f"| {RANDOM}, mean of 2 | 1 | 0.3000 | 0.1500 |",
+        f"| {RANDOM}, best of 2 by validation | 1 | 0.4000 | 0.2000 |",
+    ]  # fmt: skip
 
 
 def test_differences_are_of_the_same_seed_and_have_a_bootstrap_interval() -> None:
