@@ -22,6 +22,7 @@ from elm_nni.pipeline.search_stage import check_reachable, max_evaluations
 from elm_nni.pipeline.store import StageResult, StageStore
 from elm_nni.search_spaces.architecture import SpaceSettings
 
+# a checkpoint holds the weights and two moments of each; the earlier one goes when the next is written
 _BYTES, _CHECKPOINT_COPIES = 4, 3
 
 
@@ -58,7 +59,8 @@ def make_plan(config: Config, store: StageStore) -> list[str]:
     lines += [
         f"{'to do':<26}{'':>9}{todo / 3600:>9.2f}  (estimated from {chosen['tokens']} tokens timed here)",
         f"precision: student {chosen['student']}, teacher {chosen['teacher']}",
-        f"disk: about {weights * (1 + _CHECKPOINT_COPIES) * 2 / 2**30:.2f} GiB of stages in {store.root}",
+        f"disk: about {2 * weights / 2**30:.2f} GiB of supernets, and "
+        f"{2 * _CHECKPOINT_COPIES * weights / 2**30:.2f} GiB more while one trains, in {store.root}",
         *_reach(context.settings, table),
     ]
     return lines

@@ -26,6 +26,8 @@ from elm_nni.files import write_text
 logger = logging.getLogger(__name__)
 
 _DONE, _ATTEMPT = "stage.json", "attempt.json"
+# A folder of what an unfinished stage goes on from.
+CHECKPOINTS = "checkpoints"
 # To be raised when a change of the code makes earlier results wrong.
 _FORMAT = 1
 _VERSIONED = ("torch", "transformers", "nni", "pytorch-lightning", "datasets", "optuna", "numpy", "elm-nni")
@@ -76,7 +78,7 @@ class StageStore:
         return self._read(self.folder(name, inputs), cached=True)
 
     def build(self, name: str, inputs: Mapping[str, Any], builder: Callable[[Path], None]) -> StageResult:
-        """Runs ``builder(folder)`` unless the result is there.
+        """Runs ``builder(folder)`` unless the result is there, and then removes the checkpoints that it went on from.
 
         Raises:
             UserError: the store cannot be written, or is full.
@@ -96,6 +98,7 @@ class StageStore:
                     "peak_memory_mb": round(peak_memory_mb(), 1), "inputs": dict(inputs), "versions": versions(),
                 }  # fmt: skip
                 write_json(folder / _DONE, facts)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 (folder / _ATTEMPT).unlink(missing_ok=True)
         result = self._read(folder, cached=False)
         assert result is not None

@@ -18,7 +18,7 @@ from elm_nni.modeling.configuration_elm import ElmConfig
 from elm_nni.modeling.modeling_elm import ElmModel, ElmPreTrainedModel
 from elm_nni.pipeline.context import Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation, on_device, predict
-from elm_nni.pipeline.store import StageResult, write_json
+from elm_nni.pipeline.store import CHECKPOINTS, StageResult, write_json
 from elm_nni.pipeline.supernet_stage import (
     load_lm_head,
     save_lm_head,
@@ -74,7 +74,7 @@ def train_on_text(context: Context, folder: Path, model: nn.Module, precision: d
     )  # fmt: skip
     fit(
         module, text_batches(context, config.retrain.pretrain, "pretrain"), config.retrain.pretrain,
-        folder=folder / "checkpoints", seed=config.seed, stage="pretrain", precision=precision["student"],
+        folder=folder / CHECKPOINTS, seed=config.seed, stage="pretrain", precision=precision["student"],
         log=context.log,
     )  # fmt: skip
     save_lm_head(module, folder)
@@ -140,7 +140,7 @@ def train_on_task(
         load_lm_head(module, pretrain)
     fit(
         module, task_batches([task], teacher, config.retrain.finetune, config.seed, "finetune"),
-        config.retrain.finetune, folder=folder / "checkpoints", seed=config.seed, stage="finetune",
+        config.retrain.finetune, folder=folder / CHECKPOINTS, seed=config.seed, stage="finetune",
         precision=precision["student"], log=context.log,
     )  # fmt: skip
     value = task.score(predict(module, RowBatches(task.validation, task.name)), task.validation)

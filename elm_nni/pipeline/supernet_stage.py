@@ -25,7 +25,7 @@ from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
 from elm_nni.pipeline.context import TEXT, Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation
 from elm_nni.pipeline.probe import ProbeRecorder
-from elm_nni.pipeline.store import write_json
+from elm_nni.pipeline.store import CHECKPOINTS, write_json
 from elm_nni.pipeline.teacher_stage import load_language_teacher, load_teacher_logits
 from elm_nni.pipeline.training import fit
 from elm_nni.search_spaces.space import ElmSpace
@@ -78,7 +78,7 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
         )
     losses = fit(
         strategy.configure_oneshot_module(module), text_batches(context, training, "supernet"), training,
-        folder=folder / "checkpoints", seed=config.seed, stage="supernet", precision=precision["student"],
+        folder=folder / CHECKPOINTS, seed=config.seed, stage="supernet", precision=precision["student"],
         log=context.log, callbacks=callbacks,
         on_epoch=ProbeRecorder(context, space, folder, "supernet").every(chunks),
     )  # fmt: skip
@@ -123,7 +123,7 @@ def build_supernet_tasks(
     fit(
         strategy.configure_oneshot_module(module),
         task_batches(list(context.tasks.values()), teacher, training, config.seed, "supernet-tasks"), training,
-        folder=folder / "checkpoints", seed=config.seed, stage="supernet-tasks", precision=precision["student"],
+        folder=folder / CHECKPOINTS, seed=config.seed, stage="supernet-tasks", precision=precision["student"],
         log=context.log, on_epoch=ProbeRecorder(context, space, folder, "supernet_tasks").every(1),
     )  # fmt: skip
     _save(space, folder)

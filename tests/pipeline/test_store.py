@@ -43,6 +43,24 @@ def test_a_failed_stage_keeps_its_folder_and_is_built_again(tmp_path):
     assert found == ["half"]
 
 
+def test_checkpoints_serve_an_unfinished_stage_and_go_with_its_end(tmp_path):
+    store, found = StageStore(tmp_path), []
+
+    def fail(folder):
+        (folder / "checkpoints" / "step-3").mkdir(parents=True)
+        raise RuntimeError("killed")
+
+    def finish(folder):
+        found.extend(path.name for path in (folder / "checkpoints").iterdir())
+        (folder / "model").write_text("1")
+
+    with pytest.raises(RuntimeError):
+        store.build("pretrain", {}, fail)
+    result = store.build("pretrain", {}, finish)
+    assert found == ["step-3"]
+    assert sorted(path.name for path in result.folder.iterdir()) == ["model", "stage.json"]
+
+
 def test_seconds_count_killed_attempts_up_to_their_last_file(tmp_path):
     store = StageStore(tmp_path)
 
