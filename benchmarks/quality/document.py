@@ -73,7 +73,7 @@ def make_results(
     )
     return Results(
         command, device_name("cpu"), "validation" if tested is None else "test", "; ".join(filter(None, conditions)),
-        {name: {"metric": metrics[name], "rows": sorted({min(n), max(n)})} for name, n in counts.items()}, rows,
+        {name: {"metric": metrics[name], "rows": sorted({min(n), max(n)})} for name, n in sorted(counts.items())}, rows,
         [{key: line[key] for key in ("system", "seed", "reason")} for line in trained if not line["students"]],
     )  # fmt: skip
 

@@ -75,10 +75,12 @@ class Records:
         known, names = self.trained(seed), self.comparison.names(seed)
         for number, name in enumerate(names, 1):
             if name not in known:
-                known[name] = self._train(name, self.trial(seed))
-                append_json_line(self.folder / TRAINED.format(seed=seed), known[name])
-                self.tell(f"seed {seed}, {number}/{len(names)} {name}: {_outcome(known[name])}")
+                line = self._train(name, self.trial(seed))
+                append_json_line(self.folder / TRAINED.format(seed=seed), line)
+                self.tell(f"seed {seed}, {number}/{len(names)} {name}: {_outcome(line)}")
         self._trials.pop(seed, None)
+        # as a later start reads them, in the same order
+        known = self.trained(seed)
         return [known[name] for name in names]
 
     def trained(self, seed: int) -> dict[str, Line]:
@@ -102,7 +104,7 @@ class Records:
 
     def test(self, trained: list[Line]) -> dict[str, Line]:
         """Scores on the test rows by key of a student; each student reads them once."""
-        tested = {line["key"]: line for line in read_json_lines(self.folder / TESTED)}
+        tested = self._tested()
         for seed, keys in _students(trained).items():
             missing = {key: one for key, one in keys.items() if key not in tested}
             if not missing:
@@ -119,9 +121,12 @@ class Records:
                 }
                 main = {name: metrics[name][task.data.metric] for name, task in tasks.items()}
                 counts = {name: task.kind.num_scored(rows[name]) for name, task in tasks.items()}
-                tested[key] = {"key": key, "scores": main, "metrics": metrics, "rows": counts}
-                append_json_line(self.folder / TESTED, tested[key])
-        return tested
+                line = {"key": key, "scores": main, "metrics": metrics, "rows": counts}
+                append_json_line(self.folder / TESTED, line)
+        return self._tested()
+
+    def _tested(self) -> dict[str, Line]:
+        return {line["key"]: line for line in read_json_lines(self.folder / TESTED)}
 
     def _train(self, name: str, trial: Trial) -> Line:
         line: Line = {"key": self._key(name, trial.seed), "system": name, "seed": trial.seed, "target": trial.target}
