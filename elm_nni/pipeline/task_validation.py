@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # what a linear head of the teacher is fitted on
 _LEAST_ROWS = 10
 # tokens of a row: special tokens and a few words; of a window: a question and some context
-_LEAST_LENGTH, _LEAST_WINDOW = 8, 32
+_LEAST_LENGTH, _LEAST_WINDOW = 8, 16
 _NAMED_KINDS = ("classification", "multi_label", "token_classification")
 
 

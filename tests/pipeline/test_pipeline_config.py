@@ -65,11 +65,11 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("latency", {"runtime": "onnx", "dtype": "bf16"}, ["latency.dtype", "bf16", "fp32 with latency.runtime onnx"]),
         ("latency", {"runtime": "onnx-int8", "device": "cuda"}, ["latency.device", "cuda", "cpu with"]),
         ("seed.x", 1, ["seed"]),
-        ("tasks", [{"name": "squad", "max_length": 7}], ["tasks.squad.max_length", "7", ">= 32 or null"]),
+        ("tasks", [{"name": "squad", "max_length": 7}], ["tasks.squad.max_length", "7", ">= 16 or null"]),
         ("tasks", [{"name": "imdb", "max_length": 7}], ["tasks.imdb.max_length", "7", ">= 8 or null"]),
         (
-            "tasks", [{"name": "a", "source": "a.json", "kind": "question_answering", "max_length": 31}],
-            ["tasks.a.max_length", "31", ">= 32 or null"],
+            "tasks", [{"name": "a", "source": "a.json", "kind": "question_answering", "max_length": 15}],
+            ["tasks.a.max_length", "15", ">= 16 or null"],
         ),
         (
             "tasks", [{"name": "a", "source": "a.CONLL", "kind": "multi_label"}],
