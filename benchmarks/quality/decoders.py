@@ -125,5 +125,6 @@ def load_decoders(name: str, folders: Mapping[str, Path], device: str) -> System
     }
     system = teacher_system(name, dict(found), device)
     model = next(iter(found.values())).teacher.model
-    inside = sum(part.weight.numel() for part in (model.wte, model.wpe))
+    # tokens and positions, whatever a family of models calls them
+    inside = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Embedding))
     return replace(system, params_outside_embeddings=model.num_parameters() - inside)

@@ -110,11 +110,11 @@ class Records:
             if not missing:
                 continue
             context = self.trial(seed).run().context
-            rows = {name: context.test_rows(name) for name in context.tasks}
+            tasks = context.tasks
+            rows = {name: context.test_rows(name) for name in tasks}
             self.tell(f"seed {seed}: {len(missing)} models are scored on the test rows")
             for key, one in missing.items():
                 loaded = self._load(one, list(rows))
-                tasks = {name: context.tasks[name] for name in rows}
                 metrics = {
                     name: task.scores(task.outputs(loaded.logits[name], rows[name]), rows[name])
                     for name, task in tasks.items()

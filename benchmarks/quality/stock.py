@@ -22,7 +22,7 @@ from elm_nni.pipeline.evaluate_stage import System, elm_system
 from elm_nni.pipeline.store import StageResult, write_json
 from elm_nni.pipeline.student_stage import SCORES, finetune_inputs, pretrain_inputs, train_on_task, train_on_text
 from elm_nni.pipeline.system_latency import classifier_module, measure_systems
-from elm_nni.pipeline.teacher_stage import TEACHER_SCORES, load_teacher_classifier
+from elm_nni.pipeline.teacher_stage import TEACHER_SCORES, load_teacher_classifier, needs_lm_head
 from elm_nni.seeding import seeded
 from quality.decoders import StockDecoder, gpt2_config, load_decoders, save_decoder
 from quality.encoders import HEAD, StockEncoder, factorise_table, load_stock, save_classifier, stock_config
@@ -98,7 +98,8 @@ def frozen_teacher(trial: Trial) -> list[Student]:
     models = {}
     for name, task in context.tasks.items():
         has_head = context.config.teacher.head == "linear" and not task.kind.per_token
-        if not (has_head or task.kind.name == CausalLM.name) or context.vocabulary is not None:
+        has_own = task.kind.name == CausalLM.name and not needs_lm_head(context)
+        if not (has_head or has_own) or context.vocabulary is not None:
             raise LeftOut(f"task {name}: it needs a linear head, or a causal head of its own, and a whole vocabulary")
         inputs = {"teacher": teacher.digest, "task": name}
         models[name] = run.stage("frozen_teacher", inputs, partial(build, name=name), f"frozen teacher {name}")

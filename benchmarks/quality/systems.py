@@ -227,7 +227,6 @@ def random_inherited(trial: Trial) -> list[Student]:
     students = []
     for index, (architecture, number) in enumerate(_drawn(trial, draw, sized)):
         name = f"{RANDOM_INHERITED} {index}"
-
         blocks = {layer_label(layer): block for layer, block in enumerate(chosen_blocks(architecture))}
         inputs = {"supernet": supernet.digest, "architecture": architecture}
         save = partial(_save_slices, run, supernet.folder, widest(blocks), architecture)

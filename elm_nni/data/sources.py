@@ -36,6 +36,16 @@ def local_path(source: str) -> Path:
     return Path(source).expanduser()
 
 
+def is_path(source: str) -> bool:
+    """Whether a source is written as a path, as no name of the hub is.
+
+    Example:
+        >>> is_path("./teacher"), is_path("bert-base-uncased")
+        (True, False)
+    """
+    return source.startswith(("/", "./", "../", "~"))
+
+
 def is_local(source: str) -> bool:
     """Whether a source names a local file: a known suffix, a path no hub name can have, or a file that is there.
 
@@ -43,7 +53,7 @@ def is_local(source: str) -> bool:
     """
     if local_path(source).is_dir():
         return False
-    looks_like_path = source.startswith(("/", "./", "../", "~")) or source.count("/") > 1
+    looks_like_path = is_path(source) or source.count("/") > 1
     return looks_like_path or Path(source).suffix.lower() in _BUILDERS or local_path(source).is_file()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from elm_nni.data.offline import teacher_folder
+from elm_nni.data.sources import is_path, local_path
 from elm_nni.distillation.attention_blocks import find_attention_blocks, find_layers
 from elm_nni.distillation.features import Features
 from elm_nni.distillation.packing import Unpacked, block_diagonal_mask, document_positions
@@ -75,7 +76,7 @@ class Teacher:
         Raises:
             UserError: nothing to load under that name, or a model that cannot teach.
         """
-        if str(name).startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        if is_path(str(name)) and not local_path(str(name)).is_dir():
             raise UserError(f"teacher {str(name)!r}: there is no such folder")
         try:
             model = AutoModel.from_pretrained(teacher_folder() if name == "offline" else str(name), dtype=dtype)

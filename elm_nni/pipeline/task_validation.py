@@ -24,8 +24,7 @@ def check_task(task: TaskConfig) -> None:
     """
     if task.test_source is not None and task.kind != "question_answering":
         raise _refusal(task, "test_source", "it belongs to question_answering")
-    if task.max_length is not None and task.max_length < _least_length(task):
-        raise _refusal(task, "max_length", f"it must be >= {_least_length(task)} or null")
+    _check_length(task)
     if task.limit_rows is not None and task.limit_rows < _LEAST_ROWS:
         raise _refusal(task, "limit_rows", f"it must be >= {_LEAST_ROWS} or null")
     for key in ("config", "train_split", "test_split", "label_names"):
@@ -45,11 +44,16 @@ def _refusal(task: TaskConfig, key: str, allowed: str) -> UserError:
     return UserError(f"tasks.{task.name}.{key}: {shown!r} is not allowed; {allowed}")
 
 
-def _least_length(task: TaskConfig) -> int:
+def _check_length(task: TaskConfig) -> None:
+    if task.max_length is None or task.max_length >= max(_LEAST_LENGTH, _LEAST_WINDOW):
+        return
+    # loaded for short texts alone
     from elm_nni.data.squad import SQUAD
 
     is_of_windows = task.kind == "question_answering" or (task.source is None and task.name in SQUAD)
-    return _LEAST_WINDOW if is_of_windows else _LEAST_LENGTH
+    least = _LEAST_WINDOW if is_of_windows else _LEAST_LENGTH
+    if task.max_length < least:
+        raise _refusal(task, "max_length", f"it must be >= {least} or null")
 
 
 def _check_kind(task: TaskConfig) -> None:
