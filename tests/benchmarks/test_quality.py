@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from elm_nni.cost.parameters import extreme_architecture, mean_parameters, parameters_outside_embeddings
 from elm_nni.data.tasks import load_task
 from elm_nni.errors import UserError
+from elm_nni.kinds import Classification
 from elm_nni.modeling import ElmForSequenceClassification
 from elm_nni.pipeline.context import Context, task_spec
 from elm_nni.pipeline.run_dir import config_digest
@@ -260,6 +261,20 @@ def test_the_teacher_as_it_is(done: Done) -> None:
     torch.testing.assert_close(logits(batch), expected(batch))
     # nothing of it is trained for the comparison
     assert set(one["seconds"]) == {"precision", "teacher"}
+
+
+def test_models_without_one_output_a_row_are_left_out(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Records(done.comparison, StageStore(done.store), tmp_path).trial(0)
+    trial.run().architecture()
+    monkeypatch.setattr(Classification, "per_token", True)
+    with pytest.raises(LeftOut, match="task polarity: it needs a linear head, or a causal head of its own"):
+        SYSTEMS["teacher"].students(trial)
+    monkeypatch.undo()
+    monkeypatch.setattr(Classification, "linear_head", "identity")
+    with pytest.raises(LeftOut, match="task polarity: a graph holds the first output of a model"):
+        SYSTEMS[f"{FULL} (int8)"].students(trial)
 
 
 def test_scores_and_seconds_are_those_of_the_stages(done: Done) -> None:
