@@ -1,3 +1,5 @@
+import logging
+
 import datasets
 import pyarrow
 import pyarrow.parquet
@@ -57,12 +59,15 @@ def test_a_changed_file_is_read_again(tmp_path):
         ("a.doc", "words", r"a.doc: files of kind '.doc' are not known; known: .txt, .jsonl"),
     ],
 )
-def test_bad_files(tmp_path, name, content, message, capfd):
+def test_bad_files(tmp_path, name, content, message, capfd, caplog, monkeypatch):
+    # datasets keeps its lines from the handlers of others
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
     with pytest.raises(UserError, match=message) as caught:
         load_file(_write(tmp_path / name, content), cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
     # datasets says nothing of its own beside it
     assert capfd.readouterr().err == ""
+    assert not [one for one in caplog.records if one.name.startswith("datasets")]
     assert datasets.logging.get_verbosity() < datasets.logging.ERROR
 
 
