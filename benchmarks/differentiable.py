@@ -27,6 +27,7 @@ from differentiable_results import (
     architecture_table,
     difference_table,
     differences,
+    entropy,
     plot,
     summary_table,
     system_name,
@@ -207,6 +208,7 @@ def document(runs: Sequence[Run], rows: Sequence[Row], options: Options) -> tupl
     metric = metric_words(tasks)
     training, retrain = run.config.supernet.pretrain, run.config.retrain
     held = held_rows(context, options.steps // EPOCHS)
+    pace = pace_entropy(options.steps, options.arch_lr, len(full_heads(settings)))
     lines = [
         *heading("differentiable.py", run),
         "",
@@ -221,6 +223,8 @@ def document(runs: Sequence[Run], rows: Sequence[Row], options: Options) -> tupl
         f"embeddings, by one factor on its widths, and trained alone with {run.config.distillation.features} features "
         f"({retrain.pretrain.steps} steps on text, {retrain.finetune.steps} on each task). Score: {metric}, on "
         f"validation rows ({', '.join(f'{task.name} {len(task.validation)}' for task in tasks)}).",
+        "- Entropy of the weights: an architecture weight moves by about the learning rate a step, so after few steps "
+        f"the entropy tells of their number too: about {pace:.2f} if all went one way.",
         f"- Seeds: {', '.join(str(one.config.seed) for one in runs)}. ± is the standard deviation over seeds (for "
         f"{RANDOM} of the mean of {options.random} architectures). Intervals: 95 % percentile bootstrap over seeds, "
         "too narrow for few of them.",
@@ -232,6 +236,17 @@ def document(runs: Sequence[Run], rows: Sequence[Row], options: Options) -> tupl
         *architecture_table(rows),
     ]
     return lines, metric
+
+
+def pace_entropy(steps: int, arch_lr: float, blocks: int) -> float:
+    """Entropy in nats of weights of which one rose and all others fell by the learning rate at every step.
+
+    Example:
+        >>> round(pace_entropy(100, 0.01, 6), 2)
+        1.32
+    """
+    raised = float(np.exp(2 * steps * arch_lr))
+    return entropy([one / (raised + blocks - 1) for one in (raised, *[1.0] * (blocks - 1))])
 
 
 def checked(names: str, steps: int, arch_lr: float, random: int) -> Options:

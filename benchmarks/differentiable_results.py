@@ -154,7 +154,7 @@ def summary_table(rows: Sequence[Row]) -> list[str]:
 def difference_table(found: Sequence[Difference], seeds: Sequence[int]) -> list[str]:
     """Markdown: paired differences of the mean over tasks, a column for each seed."""
     lines = [
-        f"| difference | {' | '.join(f'seed {seed}' for seed in seeds)} | mean [95 %] |",
+        f"| difference, above 0: the first is better | {' | '.join(f'seed {seed}' for seed in seeds)} | mean [95 %] |",
         f"|---|{'---:|' * (len(seeds) + 1)}",
     ]
     for one in found:

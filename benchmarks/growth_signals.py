@@ -1,4 +1,4 @@
-"""Does PCA pick better cells to grow than other signals do, at the same budget?
+"""Does PCA pick better cells to grow than other signals do, in as many steps under the same budget?
 
 Run: python benchmarks/growth_signals.py benchmarks/recipe.yaml --seeds 3 --out growth-signals
 
@@ -258,20 +258,23 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:
         "",
         f"- Runs of a seed differ in growth.score alone: growth.budget {growth.budget:,.0f} mean parameters, top_k "
         f"{growth.top_k}, a growth every {growth.epoch_steps} of {steps} steps; {context.settings.num_layers} layers, "
-        f"widths {context.settings.ffn_start} to {context.settings.ffn_max} by {context.settings.ffn_step}.",
+        f"widths {context.settings.ffn_start} to {context.settings.ffn_max} by {context.settings.ffn_step}. All "
+        "signals make the same number of steps unless the budget ends; a step adds more parameters to some blocks than "
+        "to others. What grows after the last step on text is trained on the tasks alone.",
         f"- {NO_GROWTH}: every cell at the largest width at which the mean architecture is no larger than the one "
         f"grown by {PCA}.",
         f"- Steps shared with {PCA}: a cell's number of steps is (final width - first width) / step; the sum over "
-        f"cells of the smaller of the system's and {PCA}'s number, in percent of the system's steps. What random "
-        "shares is what chance gives.",
+        f"cells of the smaller of the system's and {PCA}'s number, in percent of the system's steps. Random draws "
+        "among all cells; signals that prefer the same kind of block share more than it does by that alone.",
         f"- Inherited: mean over {len(outcomes[0].inherited)} architectures with the supernet's weights, on search "
         f"rows of {', '.join(searched)}. Their blocks are drawn uniformly, the same for all systems of a seed; "
         f"each has its own widths, and all are under the limits "
         f"({limit_words(limits)}).",
         f"- Trained: what each run's search and head step gave, its widths scaled to the parameters outside the "
         f"embeddings of {PCA}'s within 2 %, trained from its own first weights ({text_steps} steps on text, "
-        f"{retrain.finetune.steps} on each task); score on validation rows. The mean of a system "
-        "that is left out for a seed is of other seeds; the differences are not.",
+        f"{retrain.finetune.steps} on each task); score on validation rows. Growth shows here by what the search chose "
+        "alone, and not where the winner has no grown cell. The mean of a system that is left out for a seed is of "
+        "other seeds; the differences are not.",
         f"- Scores: {metric}. Search and validation rows: {rows}.",
         f"- Seeds 0 to {max(one.seed for one in outcomes)}; a seed sets splits, weights, batches and architectures. "
         "± is the standard deviation over seeds.",

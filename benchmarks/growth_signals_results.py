@@ -18,7 +18,7 @@ from quality.rows import MEAN, RESAMPLES, Difference, differences
 
 from elm_nni.report.growth_files import parse_cell
 from elm_nni.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, new_figure, styled
-from elm_nni.search_spaces.architecture import SpaceSettings, chosen_blocks
+from elm_nni.search_spaces.architecture import SpaceSettings, cell_name, chosen_blocks
 
 PCA, NO_GROWTH = "pca", "no growth"
 INHERITED = "inherited"
@@ -174,18 +174,24 @@ def seed_table(outcomes: Sequence[Outcome]) -> list[str]:
     """A row for each seed and system."""
     head = [
         "seed", "system", "growth steps", "mean parameters", f"steps shared with {PCA}", "inherited",
-        "found: parameters outside the embeddings", "trained: parameters outside the embeddings", "trained", "blocks",
+        "found: parameters outside the embeddings", "trained: parameters outside the embeddings", "trained",
+        "found: block and width of each layer",
     ]  # fmt: skip
     body = [
         [
             str(one.seed), one.system, str(one.events), f"{one.mean_parameters:,.0f}",
             "" if one.shared is None else f"{one.shared:.1f} %", f"{one.mean_inherited:.4f}", f"{one.found_size:,}",
             "left out" if one.size is None else f"{one.size:,}",
-            "left out" if one.mean_trained is None else f"{one.mean_trained:.4f}", ", ".join(chosen_blocks(one.found)),
+            "left out" if one.mean_trained is None else f"{one.mean_trained:.4f}", ", ".join(_layers(one.found)),
         ]
         for one in sorted(outcomes, key=lambda one: one.seed)
     ]  # fmt: skip
     return table(head, body)
+
+
+def _layers(architecture: Mapping[str, Any]) -> list[str]:
+    blocks = enumerate(chosen_blocks(architecture))
+    return [f"{block} {architecture[f'{cell_name(layer, block)}_ffn']}" for layer, block in blocks]
 
 
 def by_system(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:

@@ -122,15 +122,25 @@ def _tau_difference(both: Sequence[Sequence[NDArray[np.float64]]], drawn_N: NDAr
 
 
 def difference_table(scored: Sequence[Scored]) -> list[str]:
-    """Markdown: relational less MSE, a row for each seed."""
+    """Markdown: relational less MSE, a row for each seed; scores of those whose supernets gave them one size."""
     seeds = dict.fromkeys(one.seed for one in scored)
-    lines = ["| seed | tau, relational - mse | stand-alone, relational - mse |", "|---:|---:|---:|"]
+    lines = [
+        "| seed | tau, relational - mse | architectures of one size under both | stand-alone, relational - mse |",
+        "|---:|---:|---:|---:|",
+    ]
     for seed in seeds:
-        relational_N, mse_N = (scores(scored, seed, loss)[1] for loss in LOSSES)
-        apart_N = relational_N - mse_N
+        apart_N = of_one_size(scored, seed)
         tau = _interval(tau_difference(scored, seed), "+")
-        lines.append(f"| {seed} | {tau} | {apart_N.mean():+.4f} ± {apart_N.std(ddof=1):.4f} |")
+        cell = f"{apart_N.mean():+.4f} ± {apart_N.std(ddof=1):.4f}" if len(apart_N) > 1 else "not defined"
+        lines.append(f"| {seed} | {tau} | {len(apart_N)} | {cell} |")
     return lines
+
+
+def of_one_size(scored: Sequence[Scored], seed: int) -> NDArray[np.float64]:
+    """Stand-alone scores, relational less MSE, of the blocks that have the same parameters under both, (N,)."""
+    relational, mse = ([one for one in scored if (one.seed, one.loss) == (seed, loss)] for loss in LOSSES)
+    pairs = [(a, b) for a, b in zip(relational, mse, strict=True) if a.params == b.params]
+    return np.array([a.mean_standalone - b.mean_standalone for a, b in pairs], dtype=np.float64)
 
 
 def architecture_table(scored: Sequence[Scored]) -> list[str]:

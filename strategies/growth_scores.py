@@ -205,7 +205,8 @@ class LearnableGate(GrowthScore):
     backward of an observed forward moves the gate at once by plain gradient descent,
     ``gate - lr * sum(features * d loss / d (gate * features))`` over valid tokens and all units, kept within
     ``1 - limit`` and ``1 + limit`` so that no loss, however scaled, can switch a cell off. So a cell whose features the
-    loss wants larger comes first. There is no penalty on the gates: it would shrink those of the cells seen most.
+    loss wants larger comes first, and of such cells one that was seen more often. There is no penalty on the gates: it
+    would shrink those of the cells seen most.
 
     Gates are no parameters: neither the model nor its optimizer holds them. They act in every forward inside
     ``watch()`` and nowhere else, and return to 1 at every growth step. A model outside of it, such as the exported one,

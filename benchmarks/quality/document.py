@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -115,7 +116,10 @@ def document(results: Results) -> list[str]:
             "",
             *difference_table([one for one in results.differences if one.against == against]),
         ]
-    return [*lines, "", *each_seed(results.rows)]
+    return [
+        *lines, "", *each_seed(results.rows), "", "The models of one size, each with the systems that it is:", "",
+        *layers_table(results.rows),
+    ]  # fmt: skip
 
 
 def quality_table(rows: Sequence[Scored]) -> list[str]:
@@ -144,11 +148,32 @@ def cost_table(rows: Sequence[Row]) -> list[str]:
         [
             name, *(f"{mean_of(ones, part):,.0f}" for part in ("params", "params_outside_embeddings")),
             f"{mean_of(ones, 'megabytes'):.1f}", _milliseconds(mean_of(ones, "latency_ms")),
-            f"{mean_of(ones, 'seconds'):,.0f}",
+            f"{mean_of(ones, 'seconds'):,.0f}", " ".join(str(len(row.layers)) for row in ones if row.layers),
         ]
         for name, ones in _by_system(rows).items()
     ]  # fmt: skip
-    return table(["system", "parameters", "outside the embeddings", "MB", "ms", "seconds of compute"], body)
+    columns = ["system", "parameters", "outside the embeddings", "MB", "ms", "seconds of compute", "layers, by seed"]
+    return table(columns, body)
+
+
+def layers_table(rows: Sequence[Row]) -> list[str]:
+    """A row for each seed and different model: its layers and size, and all systems that it is."""
+    found: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.seed):
+        if row.layers and not _is_free(row.system):
+            found.setdefault((row.seed, row.layers), []).append(row)
+    body = [
+        [str(seed), ", ".join(row.system for row in ones), "; ".join(_counted(layers)),
+         f"{ones[0].params_outside_embeddings:,.0f}"]
+        for (seed, layers), ones in found.items()
+    ]  # fmt: skip
+    return table(["seed", "systems", "layers: block, width, heads", "outside the embeddings"], body)
+
+
+def _counted(layers: Sequence[str]) -> Iterator[str]:
+    for layer, ones in groupby(layers):
+        number = len(list(ones))
+        yield layer if number == 1 else f"{number} x {layer}"
 
 
 def difference_table(found: Sequence[Difference]) -> list[str]:
@@ -164,7 +189,7 @@ def difference_table(found: Sequence[Difference]) -> list[str]:
 def findings_table(found: Sequence[Finding]) -> list[str]:
     """A row for each answer: the mean over tasks, and the tasks that tell the two apart."""
     body = [
-        [one.question, f"{one.system} - {one.against}", str(one.seeds), _difference_cell(one.mean),
+        [one.question, f"{one.system} - {one.against}", _seeds_cell(one), _difference_cell(one.mean),
          ", ".join(one.better) or "none", ", ".join(one.worse) or "none"]
         for one in found
     ]  # fmt: skip
@@ -276,6 +301,10 @@ def _by_system(rows: Sequence[AnyScored]) -> dict[str, list[AnyScored]]:
 
 def _milliseconds(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f}"
+
+
+def _seeds_cell(one: Finding) -> str:
+    return f"{one.seeds}; at {one.same} both are one model" if one.same else str(one.seeds)
 
 
 def _difference_cell(one: Difference) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quality.comparison import FULL
 from quality.rows import MEAN, Difference, Row, best_uniform, differences
-from quality.systems import INHERITED, RANDOM, RANDOM_INHERITED
+from quality.systems import BERT, BERT_RANDOM_TABLE, INHERITED, RANDOM, RANDOM_INHERITED
 
 _BEST = "the better uniform system"
 # A question, the system that should be better, and what it is compared with.
@@ -24,7 +24,9 @@ QUESTIONS = (
     ("relational loss", FULL, "MSE features"),
     ("latency limit", FULL, "no latency limit"),
     ("as much compute for a plain model", FULL, "uniform bert given ELM's compute"),
-    ("our blocks and embedding", _BEST, "stock BertConfig"),
+    ("the teacher's token table as a start", BERT, BERT_RANDOM_TABLE),
+    ("our blocks and embedding, with that table", _BEST, "stock BertConfig"),
+    ("our blocks and embedding, random tables", BERT_RANDOM_TABLE, "stock BertConfig"),
     ("a new model or a cut teacher", FULL, "cut teacher"),
     ("a new model or a cut teacher", FULL, "cut teacher (SVD table)"),
     ("a new model or the teacher in 8 bits", f"{FULL} (int8)", "fine-tuned teacher (int8)"),
@@ -38,6 +40,7 @@ class Finding:
 
     Attributes:
         seeds: that both have.
+        same: of these, seeds at which both are one model.
         better, worse: tasks, their mean not counted.
     """
 
@@ -45,6 +48,7 @@ class Finding:
     system: str
     against: str
     seeds: int
+    same: int
     mean: Difference
     better: tuple[str, ...]
     worse: tuple[str, ...]
@@ -66,5 +70,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
             tasks = [one for task, one in sorted(ones.items()) if task != MEAN and one.deviation is not None]
             better = tuple(one.task for one in tasks if one.mean > (one.deviation or 0.0))
             worse = tuple(one.task for one in tasks if one.mean < -(one.deviation or 0.0))
-            found.append(Finding(question, ours, theirs, ones[MEAN].seeds, ones[MEAN], better, worse))
+            models = [{row.seed: row.models for row in rows if row.system == name} for name in (ours, theirs)]
+            same = sum(bool(one) and models[1].get(seed) == one for seed, one in models[0].items())
+            found.append(Finding(question, ours, theirs, ones[MEAN].seeds, same, ones[MEAN], better, worse))
     return found

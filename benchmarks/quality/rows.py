@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elm_nni.data.metrics import paired_bootstrap
+from elm_nni.search_spaces.architecture import cell_name, chosen_blocks
 from quality.systems import DRAWN, UNIFORM
 
 MEAN = "mean of tasks"
@@ -45,6 +46,8 @@ class Row:
         latency_ms: None where it could not be measured.
         seconds: of all stages that it took.
         metrics: on test rows, task to all of its metrics; none on validation rows.
+        layers: in words, see :func:`layers_of`; None for the mean of several and for a teacher.
+        models: which stages trained it; rows of the same ones are one model under two names.
     """
 
     system: str
@@ -57,6 +60,8 @@ class Row:
     latency_ms: float | None
     seconds: float
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    layers: tuple[str, ...] | None = None
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,23 @@ def _row(one: Line, seed: int, measured: Mapping[str, Line], tested: Mapping[str
     return Row(
         one["system"], seed, {**scores, MEAN: _mean(scores.values())}, _mean(one["validation"].values()), **costs,
         seconds=sum(one["seconds"].values()), metrics={} if tested is None else tested[one["key"]]["metrics"],
+        layers=layers_of(one), models=tuple(sorted(one["models"].values())),
     )  # fmt: skip
+
+
+def layers_of(student: Line) -> tuple[str, ...] | None:
+    """Block, width of the feed-forward network and number of heads of each layer; None where they are not known.
+
+    Example:
+        >>> layers_of({"architecture": {"layer0": "bert", "layer0_bert_ffn": 48, "layer0_bert_heads": 12}, "facts": {}})
+        ('bert 48, 12 heads',)
+    """
+    found = student["architecture"]
+    if found is not None:
+        cells = [(block, cell_name(layer, block)) for layer, block in enumerate(chosen_blocks(found))]
+        return tuple(f"{block} {found[f'{cell}_ffn']}, {found[f'{cell}_heads']} heads" for block, cell in cells)
+    facts = student["facts"]
+    return (f"stock {facts['ffn']}",) * facts["layers"] if {"layers", "ffn"} <= set(facts) else None
 
 
 def _of_drawn(system: str, ones: list[Row]) -> list[Row]:
@@ -118,7 +139,8 @@ def _of_drawn(system: str, ones: list[Row]) -> list[Row]:
     return [
         Row(f"{system}, mean of {count}", ones[0].seed, scores, **mean, metrics=metrics),
         Row(f"{system}, best of {count} by validation", best.seed, best.scores,
-            **{**shared, "seconds": sum(row.seconds for row in ones)}, metrics=best.metrics),
+            **{**shared, "seconds": sum(row.seconds for row in ones)}, metrics=best.metrics, layers=best.layers,
+            models=best.models),
     ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ Changes = Mapping[str, Any]
 
 RANDOM, BERT, MOBILE = "random architectures", "uniform bert", "uniform mobile"
 UNIFORM = (BERT, MOBILE)
+BERT_RANDOM_TABLE = "uniform bert (random token table)"
 INHERITED, RANDOM_INHERITED = (f"{name} (inherited weights)" for name in (FULL, RANDOM))
 # Systems of several students a seed.
 DRAWN = (RANDOM, RANDOM_INHERITED)
@@ -101,9 +102,11 @@ def inherited(name: str) -> Students:
     return students
 
 
-def uniform(name: str, block: str) -> Students:
-    """Equal layers of one block at full ELM's size."""
-    return lambda trial: [trial.train(name, uniform_architecture(trial, block))]
+def uniform(name: str, block: str, changes: Changes | None = None) -> Students:
+    """Equal layers of one block at full ELM's size, trained with changes."""
+    return lambda trial: [
+        trial.train(name, uniform_architecture(trial, block), trained_by=trial.run(changes) if changes else None)
+    ]
 
 
 def uniform_architecture(trial: Trial, block: str) -> Architecture:
@@ -300,12 +303,15 @@ SYSTEMS: dict[str, System] = {
         System(_RANDOM_SEARCH, "the same supernet and as many evaluations as the evolution",
                searched(_RANDOM_SEARCH, random_search), ("search", "training")),
         System(BERT, "equal bert layers, no search", uniform(BERT, "bert"), ("training",)),
+        System(BERT_RANDOM_TABLE, "the same without the teacher's token table as a start",
+               uniform(BERT_RANDOM_TABLE, "bert", {"distillation.token_table": "random"}), ("training",)),
         System(MOBILE, "equal mobile layers, no search", uniform(MOBILE, "mobile"), ("training",)),
         System(_COMPUTE, "steps of both phases times the seconds of ELM's supernet, search, head step and training "
                "over those of uniform bert's training", elms_compute(_COMPUTE), _SUPERNET),
         System(_NO_LATENCY, "evolution on the same supernet without latency limit",
                searched(_NO_LATENCY, lambda trial: {"limits.max_latency_ms": None}), ("search", "training")),
-        System(_STOCK, "BERT of transformers of the space's width and heads; the mean of its tokens is pooled",
+        System(_STOCK, "BERT of transformers of the space's width and heads, with a random token table; the mean of "
+               "its tokens is pooled",
                stock_bert, ("training",), load_stock),
         System(_GPT2, "GPT-2 of transformers of the space's width and heads, for causal spaces", stock_gpt2,
                ("training",), load_decoders),

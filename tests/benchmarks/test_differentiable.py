@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from differentiable import LOSSES, UNIFORM, Options, estimate, open_runs, random_architectures
+from differentiable import LOSSES, UNIFORM, Options, estimate, open_runs, pace_entropy, random_architectures
 from differentiable_results import (
     RANDOM,
     Row,
@@ -198,6 +198,13 @@ def test_entropies_by_hand() -> None:
     assert entropy([1.0, 0.0]) == 0
     weights = Weights([{"a": 0.5, "b": 0.25, "c": 0.25}, {"a": 1.0, "b": 0.0, "c": 0.0}], 60.0)
     assert weights.entropy == pytest.approx(0.75 * np.log(2))
+
+
+def test_the_entropy_that_so_many_steps_leave() -> None:
+    # two blocks one apart: weights 0.5 + 0.5 * tanh(0.5) and the rest
+    high = 0.5 + 0.5 * np.tanh(0.5)
+    assert pace_entropy(50, 0.01, 2) == pytest.approx(stats.entropy([high, 1 - high]))
+    assert pace_entropy(10, 1e-9, 6) == pytest.approx(np.log(6))
 
 
 def rows() -> list[Row]:

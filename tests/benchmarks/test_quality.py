@@ -21,10 +21,18 @@ import torch
 from common import run_command
 from quality import command, records, systems
 from quality.comparison import FULL, Comparison, load_comparison
-from quality.document import document, findings_table, make_results, metrics_table, quality_table
+from quality.document import (
+    cost_table,
+    document,
+    findings_table,
+    layers_table,
+    make_results,
+    metrics_table,
+    quality_table,
+)
 from quality.findings import findings
 from quality.records import Records
-from quality.rows import MEAN, Row, best_uniform, differences, make_rows
+from quality.rows import MEAN, Row, best_uniform, differences, layers_of, make_rows
 from quality.stock import load_frozen
 from quality.systems import BERT, DRAWN, INHERITED, MOBILE, RANDOM, RANDOM_INHERITED, SYSTEMS
 from quality.trial import LeftOut, Trial
@@ -499,7 +507,10 @@ def row(system: str, seed: int, value: float, **changes: Any) -> Row:
 def test_all_metrics_of_a_task_have_a_table() -> None:
     def line(system: str, *values: float) -> dict[str, Any]:
         return {"system": system, "seed": 0, "students": [
-            {"key": f"{system} {v}", "system": system, "validation": {"a": v}, "seconds": {"pretrain": 1.0}}
+            {
+                "key": f"{system} {v}", "system": system, "validation": {"a": v}, "seconds": {"pretrain": 1.0},
+                "models": {"a": f"finetune/{v}"}, "architecture": None, "facts": {},
+            }
             for v in values
         ]}  # fmt: skip
 
@@ -513,6 +524,37 @@ def test_all_metrics_of_a_task_have_a_table() -> None:
         f"| {RANDOM}, mean of 2 | 1 | 0.3000 | 0.1500 |",
         f"| {RANDOM}, best of 2 by validation | 1 | 0.4000 | 0.2000 |",
     ]  # fmt: skip
+
+
+def test_models_that_two_systems_share_are_told() -> None:
+    """The same stages under two names: one row of the table of models, and a word beside the comparison."""
+    layers = {
+        f"{FULL} 0": ("mobile 48, 12 heads",) * 3 + ("bert 1, 10 heads",), f"{FULL} 1": ("mobile 48, 12 heads",),
+        "no growth 0": ("bert 2, 12 heads",), "no growth 1": ("mobile 48, 12 heads",),
+    }  # fmt: skip
+    models = {f"{FULL} 0": ("x",), f"{FULL} 1": ("y",), "no growth 0": ("z",), "no growth 1": ("y",)}
+    rows = [
+        row(system, seed, value, layers=layers[f"{system} {seed}"], models=models[f"{system} {seed}"])
+        for system, seed, value in ((FULL, 0, 0.5), (FULL, 1, 0.6), ("no growth", 0, 0.4), ("no growth", 1, 0.6))
+    ]
+    rows.append(row(f"{RANDOM}, mean of 2", 0, 0.5))
+    [one] = [one for one in findings(rows) if one.against == "no growth"]
+    assert (one.seeds, one.same) == (2, 1)
+    assert " | 2; at 1 both are one model | " in findings_table([one])[2]
+    assert layers_table(rows)[2:] == [
+        f"| 0 | {FULL} | 3 x mobile 48, 12 heads; bert 1, 10 heads | 5 |",
+        "| 0 | no growth | bert 2, 12 heads | 5 |",
+        f"| 1 | {FULL}, no growth | mobile 48, 12 heads | 5 |",
+    ]
+    assert [line.split(" | ")[-1] for line in cost_table(rows)[2:]] == ["4 1 |", "1 1 |", " |"]
+
+
+def test_layers_are_those_of_the_architecture_or_of_the_stock_configuration() -> None:
+    found = {"layer0": "bert_kv", "layer0_bert_kv_ffn": 7, "layer0_bert_kv_heads": 3, "layer0_bert_kv_head_dim": 16}
+    assert layers_of({"architecture": found, "facts": {}}) == ("bert_kv 7, 3 heads",)
+    assert layers_of({"architecture": None, "facts": {"layers": 2, "ffn": 90}}) == ("stock 90", "stock 90")
+    # a cut teacher keeps its own
+    assert layers_of({"architecture": None, "facts": {"layers": 2}}) is None
 
 
 def test_differences_are_of_the_same_seed_and_have_a_bootstrap_interval() -> None:

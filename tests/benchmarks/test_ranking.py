@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,8 +162,12 @@ def test_tables_of_given_scores() -> None:
     values = [1 - stats.kendalltau(own[0, "mse"][0][one], own[0, "mse"][1][one]).statistic for one in drawn]
     assert [apart.low, apart.high] == pytest.approx(np.percentile(values, [2.5, 97.5]))
     assert difference_table(everything)[2] == (
-        f"| 0 | {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] | +0.2500 ± 0.0000 |"
+        f"| 0 | {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] | 20 | +0.2500 ± 0.0000 |"
     )
+    # what a supernet made larger is not compared
+    larger = [replace(one, params=2, mean_standalone=9.0) if one.blocks == ["3"] and one.loss == "mse" else one
+              for one in everything]  # fmt: skip
+    assert difference_table(larger)[2].endswith("| 19 | +0.2500 ± 0.0000 |")
 
 
 def test_equal_scores_have_no_coefficient_and_say_why() -> None:
