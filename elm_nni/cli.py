@@ -17,6 +17,7 @@ import typer
 
 from elm_nni.compat.cli import register as register_compat
 from elm_nni.errors import UserError
+from elm_nni.files import is_path, local_path
 
 if TYPE_CHECKING:
     from elm_nni.pipeline.config import Config
@@ -66,9 +67,15 @@ def run(
     text: Annotated[
         list[str] | None, typer.Option(help="Corpus: a local file, a hub data set or offline:NAME; may be repeated.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="A known task, or a local csv, jsonl or parquet file.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A known task, a csv, jsonl, json, parquet or conll file, or a hub data set.")
+    ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Columns of a local task, such as text=review,label=stars.")
+        str | None,
+        typer.Option(help="Columns of such a file, such as text=review,label=stars; of pairs also text_pair=NAME."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of such a file, such as multi_label. Default: classification.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="Main metric of the task.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Such as 10M.")] = None,
@@ -92,13 +99,19 @@ def run(
     overrides: dict[str, Any] = dict(parse_assignment(item) for item in set_ or [])
     given = {
         "teacher.name": teacher, "data.corpus": text or None, "limits.max_params": max_params, "seed": seed,
-        "tasks": _task(task, columns, metric),
+        "tasks": _task(task, columns, metric, kind),
     }  # fmt: skip
     overrides |= {key: value for key, value in given.items() if value is not None}
     limits = _limits(max_latency_ms)
     if len(limits) == 1:
         overrides["limits.max_latency_ms"] = limits[0]
     config = load_config(source, overrides)
+    if is_path(config.teacher.name) and not local_path(config.teacher.name).is_dir():
+        # told before the imports, which take a while
+        raise UserError(
+            f"teacher {config.teacher.name!r}: there is no such folder; --teacher names another or one of the hub, and "
+            "examples/causal_teacher.py trains a causal one"
+        )
     target = run_dir or Path("runs") / Path(source).stem
     if len(limits) > 1:
         for limit in limits:
@@ -338,26 +351,44 @@ def store_gc(
     _say(f"{freed / 2**20:.1f} MB set free")
 
 
-def _task(task: str | None, columns: str | None, metric: str | None) -> list[dict[str, Any]] | None:
+def _task(
+    task: str | None, columns: str | None, metric: str | None, kind: str | None
+) -> list[dict[str, Any]] | None:
     if task is None:
-        if columns or metric:
-            raise UserError("--columns and --metric describe a task: give --task too")
+        if columns or metric or kind:
+            raise UserError("--columns, --metric and --kind describe a task: give --task too")
         return None
-    if columns and not Path(task).suffix:
-        raise UserError(f"--columns describes a local file, but --task {task} is a known task with columns of its own")
-    found: dict[str, Any] = {"name": re.sub(r"[^\w-]", "_", Path(task).stem) if Path(task).suffix else task}
-    if Path(task).suffix:
-        found["source"] = task
-    if columns is not None:
-        from elm_nni.data.tasks import parse_columns
-
-        texts, label = parse_columns(columns)
-        found |= {"text": texts[0], "label": label} | ({"text_pair": texts[1]} if len(texts) > 1 else {})
+    path = Path(task)
+    if not path.suffix and "/" not in task:
+        if columns or kind:
+            raise UserError(
+                f"--columns and --kind describe a file or a hub data set, but --task {task} is a known task, which has "
+                "its own"
+            )
+        found: dict[str, Any] = {"name": task}
+    else:
+        found = {"name": re.sub(r"[^\w-]", "_", path.stem if path.suffix else path.name), "source": task}
     if metric is not None:
         from elm_nni.data.metrics import METRICS
 
         found |= {"metric": metric} | ({"kind": METRICS[metric].kind} if metric in METRICS else {})
-    return [found]
+    if kind is not None:
+        found["kind"] = kind
+    return [found if columns is None else found | _columns(columns, found.get("kind"))]
+
+
+def _columns(columns: str, kind: str | None) -> dict[str, str]:
+    from elm_nni.data.specs import parse_columns
+
+    named = parse_columns(columns)
+    allowed = {"sentence_embedding": ("text", "text_pair"), "question_answering": ()}.get(kind or "")
+    if allowed is None and "label" not in named:
+        raise UserError(f"--columns {columns} names no label; pairs without one are --kind sentence_embedding")
+    if allowed is not None and set(named) != set(allowed):
+        shown = ",".join(f"{key}=NAME" for key in allowed)
+        allowed_words = f"write {shown}" if shown else "leave it out"
+        raise UserError(f"--columns {columns} does not fit --kind {kind}: {allowed_words}")
+    return named
 
 
 def _limits(text: str | None) -> list[float]:

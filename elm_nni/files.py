@@ -1,4 +1,4 @@
-"""Files of settings are read, and files are replaced as a whole: a reader never sees half of the new content."""
+"""Paths as users write them, files of settings, and files that are replaced as a whole: nobody sees half of one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from uuid import uuid4
 import yaml
 
 from elm_nni.errors import UserError
+
+
+def local_path(source: str) -> Path:
+    """The path a user wrote, with ``~`` for the home folder."""
+    return Path(source).expanduser()
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is written as a path, as no name of the hub is.
+
+    Example:
+        >>> is_path("./teacher"), is_path("bert-base-uncased")
+        (True, False)
+    """
+    return source.startswith(("/", "./", "../", "~"))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -24,7 +39,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"{path} is not UTF-8: byte {byte:#04x} at offset {error.start}") from error
+    except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")

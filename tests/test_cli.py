@@ -62,6 +62,24 @@ def test_import_is_quick_and_silent():
         (["run", "nano", "--set", "tasks=[polarity"], ["tasks=[polarity", "YAML"]),
         (["run", "nano", "--max-latency-ms", "4,nan"], ["limits.max_latency_ms", "> 0"]),
         (["run", "nano", "--columns", "text=a,label=b"], ["--task"]),
+        (["run", "nano", "--task", "polarity", "--kind", "regression"], ["--kind", "polarity"]),
+        (["run", "nano", "--task", "a.csv", "--kind", "ranking"], ["tasks.kind", "ranking", "multi_label"]),
+        (["run", "nano", "--task", "a.csv", "--columns", "text=a"], ["label", "sentence_embedding"]),
+        (
+            ["run", "nano", "--task", "a.csv", "--columns", "text=a", "--kind", "sentence_embedding"],
+            ["text=NAME,text_pair=NAME"],
+        ),
+        (
+            ["run", "nano", "--task", "a.json", "--columns", "text=a,label=b", "--kind", "question_answering"],
+            ["leave it out"],
+        ),
+        (["run", "nano", "--teacher", "./nowhere"], ["./nowhere", "no such folder", "causal_teacher.py"]),
+        (["run", "nano", "--max-params", "6MB"], ["limits.max_params", "6MB", "a number, such as 0.5 or 6M"]),
+        (["run", "nano", "--max-params=-3M"], ["limits.max_params", "-3000000", "> 0"]),
+        (["run", "nano", "--set", "growth.top_k=2.5"], ["growth.top_k", "2.5", "a whole number"]),
+        (["run", "nano", "--set", "limits=5M"], ["limits: expected keys"]),
+        (["run", "nano", "--set", "vocabulary.max_size=900"], ["vocabulary.max_size", "900", "vocabulary.trim"]),
+        (["run", "nowhere.yaml"], ["file nowhere.yaml does not exist"]),
         (["run", "nano", "--max-latency-ms", "fast"], ["--max-latency-ms", "fast"]),
         (["report", "/nowhere"], ["/nowhere", "config.yaml"]),
         (["store", "gc", "--keep", "/nowhere"], ["/nowhere", "state.json"]),
@@ -110,7 +128,9 @@ def test_limits_that_nothing_meets_name_the_best(call, tmp_path):
     line = call("limits.max_params=1500", run_dir=tmp_path / "a")
     assert "limits.max_params" in line
     assert "smallest architecture has" in line
-    assert "vocabulary" in call("limits.max_params=300", run_dir=tmp_path / "b")
+    line = call("limits.max_params=5.5", run_dir=tmp_path / "b")
+    assert "limits.max_params: 5.5 is not allowed" in line
+    assert "of them embeddings of 27 tokens" in line
     line = call("limits.max_latency_ms=0.000001", run_dir=tmp_path / "c")
     assert "limits.max_latency_ms" in line
     assert "fastest architecture takes" in line
@@ -126,7 +146,7 @@ def test_lengths_beyond_the_teachers(call):
     ("file", "name"), [("train.csv", "train"), ("type.csv", "type"), ("reviews.2024.csv", "reviews_2024")]
 )
 def test_any_file_name_makes_a_task(file, name, own, tmp_path, config_file, monkeypatch, capsys):  # noqa: F811
-    (task,) = cli._task(str(tmp_path / file), "text=review,label=stars", None)
+    (task,) = cli._task(str(tmp_path / file), "text=review,label=stars", None, None)
     assert task["name"] == name
     torch.nn.ModuleDict({head_key(name): torch.nn.Identity()})
     monkeypatch.setenv("ELM_NNI_STORE", str(tmp_path / "store"))
@@ -136,8 +156,45 @@ def test_any_file_name_makes_a_task(file, name, own, tmp_path, config_file, monk
     assert status == 0, err
 
 
+def test_a_task_of_another_kind_from_the_command_line():
+    assert cli._task("lhoestq/conll2003", "text=tokens,label=ner_tags", None, "token_classification") == [
+        {
+            "name": "conll2003", "source": "lhoestq/conll2003", "kind": "token_classification", "text": "tokens",
+            "label": "ner_tags",
+        }
+    ]  # fmt: skip
+    assert cli._task("pairs.csv", "text=query,text_pair=document", None, "sentence_embedding") == [
+        {
+            "name": "pairs", "source": "pairs.csv", "kind": "sentence_embedding", "text": "query",
+            "text_pair": "document",
+        }
+    ]  # fmt: skip
+    assert cli._task("stsb", None, None, None) == [{"name": "stsb"}]
+
+
 def test_growth_that_cannot_be(call, tmp_path):
     assert "multiple of" in call("growth.epoch_steps=3", run_dir=tmp_path / "a")
+    line = call("growth.budget=5000", run_dir=tmp_path / "b")
+    assert "growth.budget: 5,000 is not allowed; it must be at least" in line
+    assert not (tmp_path / "store" / "teacher").exists()
+
+
+def test_tasks_are_read_before_the_text(call, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    mistakes = ["tasks=[{name: a, source: missing.tsv}]", f"data.corpus={tmp_path}/empty.txt"]
+    assert "file missing.tsv does not exist" in call(*mistakes)
+    line = call(mistakes[1], "data.sequence_length=100", run_dir=tmp_path / "b")
+    assert "take at most 64 tokens" in line
+
+
+def test_text_in_another_column(call, tmp_path):
+    (tmp_path / "text.csv").write_text("words\n" + "a long story\n" * 40)
+    line = call(f"data.corpus={tmp_path}/text.csv")
+    assert "has no column 'text'; its columns: words; data.text_column" in line
+
+
+def test_too_many_held_out_rows(call):
+    assert "data.holdout_rows" in call("data.holdout_rows=100000")
 
 
 def test_a_teacher_that_cannot_be_loaded(call, tmp_path):
@@ -175,7 +232,7 @@ def test_plan_trains_nothing_and_shows_hours_disk_and_reach(config_file, tmp_pat
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ("limits.max_params=300", "vocabulary"),
+        ("limits.max_params=300", "of 27 tokens"),
         ("data.sequence_length=100", "64"),
         ("growth.epoch_steps=3", "multiple of"),
     ],

@@ -1,6 +1,7 @@
 """The documents against the code: every key and default, every command, every snippet."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import pytest
 import typer.main
 import yaml
 
+from elm_nni import cli
 from elm_nni.cli import app
 from elm_nni.pipeline.config import Config, TaskConfig, preset_names
 from elm_nni.pipeline.conversion import parse_count
@@ -108,13 +110,31 @@ def test_versions_are_those_of_the_constraints() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for name in (
-        "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/configuration.md", "docs/method.md", "docs/nni.md",
-        "docs/tasks.md", "docs/tuning.md",
-    ):  # fmt: skip
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).is_file(), target
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")]
+    assert len(files) >= 13
+    for file in files:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or file.parent.joinpath(target).exists(), (file, target)
+
+
+def test_commands_of_the_tasks_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of nano that the page on tasks names, up to the point where data would be loaded."""
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    found = {}
+    monkeypatch.setattr(cli, "_open", lambda config, target, store: found.setdefault(target.name, config))
+    monkeypatch.setattr(cli, "_finish", lambda run: None)
+    for line in re.findall(r"elm-nni (run nano [^`\n]+)", text):
+        monkeypatch.setattr("sys.argv", ["elm-nni", *shlex.split(line)])
+        with pytest.raises(SystemExit, match="^0$"):
+            cli.main()
+    kinds = {name: config.tasks[0].kind for name, config in found.items() if name in text and config.tasks[0].source}
+    assert kinds == {
+        "moods": "multi_label", "entities": "classification", "answers": "question_answering",
+        "found": "sentence_embedding", "alike": "regression",
+    }  # fmt: skip
+    assert [task.name for task in found["glue"].tasks] == ["mrpc", "stsb", "mnli"]
+    assert found["squad"].teacher.head == found["answers"].teacher.head == "finetune"
+    assert found["trimmed"].vocabulary.trim
 
 
 def test_files_named_by_the_method_exist() -> None:

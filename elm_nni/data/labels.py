@@ -16,6 +16,9 @@ from elm_nni.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
+# more classes than this, and than a tenth of the rows, look like a column of something else
+_MANY_CLASSES = 20
+
 
 def complete_table(rows: datasets.Dataset, spec: TaskSpec) -> Table:
     """The rows that have text and label; labels are as the source has them, ids of a data set's features as names.
@@ -131,6 +134,11 @@ def class_names(spec: TaskSpec, rows: datasets.Dataset, labels: Sequence[Any]) -
         raise UserError(
             f"task '{spec.name}': column '{spec.label}' holds fractions; set kind=regression or name another"
         )
+    if spec.kind == "classification" and len(known) > max(_MANY_CLASSES, len(labels) // 10):
+        _logger.warning(
+            "task '%s': column '%s' holds %d different labels in %d rows; each is a class of its own", spec.name,
+            spec.label, len(known), len(labels),
+        )  # fmt: skip
     return tuple(map(_label_name, sorted(known)))
 
 

@@ -129,7 +129,8 @@ class PackedCorpus:
         """
         if not 0 <= holdout_rows < len(self):
             raise UserError(
-                f"the corpus packs into {len(self)} rows; {holdout_rows} held-out rows must leave one to train on"
+                f"the corpus packs into {len(self)} rows; {holdout_rows} held-out rows (data.holdout_rows) must leave "
+                "one to train on"
             )
         middle = self._stop - holdout_rows
         return PackedCorpus(self.folder, self._start, middle), PackedCorpus(self.folder, middle, self._stop)

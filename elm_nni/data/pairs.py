@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from elm_nni.data import offline
-from elm_nni.data.sources import is_local, load_file, load_hub, local_path, require_columns
+from elm_nni.data.sources import is_local, load_file, load_hub, require_columns
 from elm_nni.data.splits import Table, split_search_validation, split_table
 from elm_nni.data.task_rows import TaskRows
 from elm_nni.errors import UserError
+from elm_nni.files import local_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import pyarrow
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from elm_nni.errors import UserError
+from elm_nni.files import is_path, local_path
 
 _logger = logging.getLogger(__name__)
 
@@ -31,30 +32,16 @@ FILE_SUFFIXES = tuple(_BUILDERS)
 _CHUNK_BYTES = 1 << 20
 
 
-def local_path(source: str) -> Path:
-    """The path a user wrote, with ``~`` for the home folder."""
-    return Path(source).expanduser()
-
-
-def is_path(source: str) -> bool:
-    """Whether a source is written as a path, as no name of the hub is.
-
-    Example:
-        >>> is_path("./teacher"), is_path("bert-base-uncased")
-        (True, False)
-    """
-    return source.startswith(("/", "./", "../", "~"))
-
-
 def is_local(source: str) -> bool:
-    """Whether a source names a local file: a known suffix, a path no hub name can have, or a file that is there.
+    """Whether a source names a local file: any suffix without a folder, a known one, a path, or a file that is there.
 
     A folder is not a file: ``datasets`` reads it like a hub repository.
     """
     if local_path(source).is_dir():
         return False
-    looks_like_path = is_path(source) or source.count("/") > 1
-    return looks_like_path or Path(source).suffix.lower() in _BUILDERS or local_path(source).is_file()
+    suffix = Path(source).suffix.lower()
+    looks_like_path = is_path(source) or source.count("/") > 1 or (suffix != "" and "/" not in source)
+    return looks_like_path or suffix in _BUILDERS or local_path(source).is_file()
 
 
 def check_utf8(path: Path) -> None:
@@ -117,7 +104,7 @@ def _load(what: str, load: Callable[[], Rows]) -> Rows:
         raise UserError(f"{what} does not exist on the hub, or needs a login: {_first_line(error)}") from error
     except ConnectionError as error:
         raise UserError(
-            f"{what}: the hub cannot be reached ({_first_line(error)}); use a local file or offline:demo"
+            f"{what}: the hub cannot be reached ({_first_line(error)}); use a local file or packaged data"
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):

@@ -93,15 +93,15 @@ class TaskSpec:
         return (self.metric, *(name for name in further if name != self.metric))
 
 
-def parse_columns(columns: str) -> tuple[tuple[str, ...], str]:
-    """Text columns and label column of a line such as "text=review,label=stars" (or with ``text_pair=``).
+def parse_columns(columns: str) -> dict[str, str]:
+    """Columns of a line such as "text=review,label=stars", by the keys ``text``, ``text_pair`` and ``label``.
 
     Raises:
-        UserError: another key, a key given twice, or no text or label.
+        UserError: another key, a key given twice, or no text.
 
     Example:
         >>> parse_columns("text=premise,text_pair=hypothesis,label=gold")
-        (('premise', 'hypothesis'), 'gold')
+        {'text': 'premise', 'text_pair': 'hypothesis', 'label': 'gold'}
     """
     found: dict[str, str] = {}
     for part in columns.split(","):
@@ -111,10 +111,9 @@ def parse_columns(columns: str) -> tuple[tuple[str, ...], str]:
                 f"columns '{columns}': '{part}' is not understood; write text=NAME[,text_pair=NAME],label=NAME"
             )
         found[key] = column
-    if "text" not in found or "label" not in found:
-        raise UserError(f"columns '{columns}' must name text and label: write text=NAME[,text_pair=NAME],label=NAME")
-    pair = (found["text_pair"],) if "text_pair" in found else ()
-    return (found["text"], *pair), found["label"]
+    if "text" not in found:
+        raise UserError(f"columns '{columns}' must name the text: write text=NAME[,text_pair=NAME],label=NAME")
+    return found
 
 
 def task_from_file(
@@ -128,14 +127,17 @@ def task_from_file(
     """Specification of a local file, from a line such as "text=review,label=stars".
 
     Raises:
-        UserError: the line is not understood, or metric, kind or length are not allowed.
+        UserError: the line is not understood or names no label, or metric, kind or length are not allowed.
 
     Example:
         >>> task_from_file("reviews.csv", "text=review,label=stars", metric="f1").text
         ('review',)
     """
-    text, label = parse_columns(columns)
-    spec = TaskSpec(name=Path(path).stem, source=path, label=label)
+    named = parse_columns(columns)
+    if "label" not in named:
+        raise UserError(f"columns '{columns}' must name a label: write text=NAME[,text_pair=NAME],label=NAME")
+    text = tuple(named[key] for key in ("text", "text_pair") if key in named)
+    spec = TaskSpec(name=Path(path).stem, source=path, label=named["label"])
     chosen = metric or MAIN_METRICS.get(kind, spec.metric)
     try:
         return replace(spec, text=text, metric=chosen, kind=kind, max_length=max_length)

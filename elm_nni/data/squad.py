@@ -13,10 +13,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from elm_nni.data.sources import check_utf8, is_local, load_file, load_hub, local_path, require_columns
+from elm_nni.data.sources import check_utf8, is_local, load_file, load_hub, require_columns
 from elm_nni.data.splits import MAX_CARVED_VALIDATION, drawn_rows
 from elm_nni.digest import derive_seed
 from elm_nni.errors import UserError, first_line
+from elm_nni.files import local_path
 
 _logger = logging.getLogger(__name__)
 

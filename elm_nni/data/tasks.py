@@ -21,10 +21,11 @@ from elm_nni.data.labels import (
     warn_of_plain_tags,
 )
 from elm_nni.data.metrics import MAIN_METRICS, Kind
-from elm_nni.data.sources import FILE_SUFFIXES, Rows, is_local, load_file, load_hub, local_path, require_columns
+from elm_nni.data.sources import FILE_SUFFIXES, Rows, column_names, is_local, load_file, load_hub, require_columns
 from elm_nni.data.specs import TaskSpec, parse_columns, task_from_file
 from elm_nni.data.splits import limit_rows, split_search_validation, split_table
 from elm_nni.errors import UserError
+from elm_nni.files import local_path
 
 __all__ = [
     "TASKS",
@@ -146,6 +147,8 @@ def _read_rows(spec: TaskSpec, split: str, cache_dir: Path | None) -> datasets.D
         rows = load_file(local_path(spec.source), cache_dir=cache_dir)
     else:
         rows = load_hub(spec.source, config=spec.config, split=split, cache_dir=cache_dir)
+    if set(column_names(rows)) <= {"version", "data"}:
+        raise UserError(f"task '{spec.name}': {spec.source} is in SQuAD's form; set kind=question_answering")
     require_columns(rows, (*spec.text, spec.label), f"task '{spec.name}' ({spec.source})")
     if not isinstance(rows, datasets.Dataset):
         raise TypeError("a task is loaded whole, but a stream came back")

@@ -268,8 +268,8 @@ def trim_tokenizer(
     if max_size is not None and len(fixed) > max_size:
         hint = "" if alphabet == "used" else '; alphabet="used" needs fewer'
         raise UserError(
-            f"max_size={max_size}: must be at least {len(fixed)}, the special tokens and the alphabet of this "
-            f"tokenizer{hint}"
+            f"vocabulary.max_size={max_size}: must be at least {len(fixed)}, the special tokens and the alphabet of "
+            f"this tokenizer{hint}"
         )
     kept = np.asarray(sorted(_with_frequent(model, fixed, counts, min_count, max_size)), dtype=np.int64)
     new_ids = {int(old): new for new, old in enumerate(kept)}

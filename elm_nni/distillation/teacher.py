@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from elm_nni.data.offline import teacher_folder
-from elm_nni.data.sources import is_path, local_path
 from elm_nni.distillation.attention_blocks import find_attention_blocks, find_layers
 from elm_nni.distillation.features import Features
 from elm_nni.distillation.packing import Unpacked, block_diagonal_mask, document_positions
 from elm_nni.distillation.taps import Taps
 from elm_nni.errors import UserError, first_line
+from elm_nni.files import is_path, local_path
 
 logger = logging.getLogger(__name__)
 
+# Of the largest feature: what two forwards of the same tokens may differ by.
+_SAME = 1e-3
 # Encoders that hand a four-dimensional mask to their attention as it is and learn absolute positions.
 _TAKES_BLOCK_MASK = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"}
 
@@ -213,6 +215,16 @@ class Teacher:
             return self._features_masked(input_ids, document_ids, token_type_ids)
         return self._features_unpacked(input_ids, document_ids, token_type_ids)
 
+    def reads_ahead(self) -> bool:
+        """Whether features of a token depend on later tokens, as those of an encoder do.
+
+        Such a teacher knows the next token that it is asked to predict.
+        """
+        ids_BT = (torch.arange(1, 9, device=self.device).unsqueeze(0) % self.vocab_size).repeat(2, 1)
+        ids_BT[1, -1] = (ids_BT[1, -1] + self.vocab_size // 2) % self.vocab_size
+        one_TD, other_TD = self.features(ids_BT, torch.ones_like(ids_BT)).hidden[-1][:, :-1].float()
+        return bool((one_TD - other_TD).abs().max() > _SAME * one_TD.abs().max())
+
     def run(
         self,
         model: Any,
@@ -340,22 +352,3 @@ def first_layers(teacher: Teacher, keep: int) -> Teacher:
         model.config.layer_types = layer_types[:keep]
     model.config.num_hidden_layers = keep
     return Teacher(model, tokenizer=teacher._tokenizer, token_map=teacher._token_map_V)
-
-
-def check_vocabulary(vocab_size: int, embedding_size: int, budget: int) -> None:
-    """Stop before any training if the student's token table alone would break the parameter budget.
-
-    Args:
-        vocab_size: the teacher's, which the student shares.
-        embedding_size: width of the student's token table.
-        budget: parameters in all.
-
-    Raises:
-        UserError: the table has at least ``budget`` parameters, so nothing would be left for the model.
-    """
-    size = vocab_size * embedding_size
-    if size >= budget:
-        raise UserError(
-            f"the teacher's vocabulary of {vocab_size:,} tokens needs a token table of {size:,} parameters at "
-            f"embedding size {embedding_size}: must be below the budget of {budget:,}"
-        )

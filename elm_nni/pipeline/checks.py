@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from elm_nni.distillation.teacher import check_vocabulary
 from elm_nni.errors import UserError
 from elm_nni.kinds import CausalLM, language_kind
 from elm_nni.pipeline.context import TEXT, Context
@@ -12,7 +11,7 @@ from elm_nni.pipeline.supernet_stage import check_growth
 
 
 def check_inputs(context: Context) -> None:
-    """Checks data, tasks, lengths, vocabulary, parameter limits, growth and packages; loads text and tasks.
+    """Checks teacher, tasks, lengths, parameter limits, growth, packages and text, what takes longest last.
 
     The latency limit needs a table and is left to :func:`elm_nni.pipeline.search_stage.check_reachable`.
 
@@ -20,18 +19,9 @@ def check_inputs(context: Context) -> None:
         UserError: the first thing that is wrong.
     """
     config, settings = context.config, context.settings
-    if config.limits.max_params is not None:
-        check_vocabulary(settings.vocab_size, settings.embedding_size, round(config.limits.max_params))
-    language = language_kind(config.distillation.objective)
-    if language is not None and isinstance(language, CausalLM) != settings.is_causal:
-        fitting = "distill, clm or distill+clm" if settings.is_causal else "distill, mlm or distill+mlm"
-        space = "causal" if settings.is_causal else "not causal"
-        raise UserError(
-            f"distillation.objective: {config.distillation.objective} is not allowed; the space is {space}: it must be "
-            f"{fitting}"
-        )
+    _check_objective(context)
     if config.growth.enabled:
-        check_growth(config.growth.epoch_steps, config.supernet.pretrain)
+        check_growth(config.growth, config.supernet.pretrain, settings)
     check_reachable(context, None, config.limits)
     if context.text_seed != config.seed and any(task.name == "imdb" for task in config.tasks):
         for source in config.data.corpus:
@@ -40,14 +30,41 @@ def check_inputs(context: Context) -> None:
                     f"data.seed: {config.data.seed} is not allowed with task imdb and text {source}; it must be null, "
                     "since test rows of one seed are text of another"
                 )
+    if config.export.onnx:
+        require_onnx()
+    _check_length(context, "data.sequence_length", config.data.sequence_length)
+    _check_tasks(context)
     _ = context.corpus
-    lengths = {"data.sequence_length": config.data.sequence_length}
-    lengths |= {f"max_length of task {name}": task.data.max_length for name, task in context.tasks.items()}
-    longest = settings.max_position_embeddings
-    for key, length in lengths.items():
-        if length > longest:
-            raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
+
+
+def _check_objective(context: Context) -> None:
+    config, is_causal = context.config, context.settings.is_causal
+    language = language_kind(config.distillation.objective)
+    if language is not None and isinstance(language, CausalLM) != is_causal:
+        fitting = "distill, clm or distill+clm" if is_causal else "distill, mlm or distill+mlm"
+        space = "causal" if is_causal else "not causal"
+        raise UserError(
+            f"distillation.objective: {config.distillation.objective} is not allowed; the space is {space}: it must be "
+            f"{fitting}"
+        )
+    predicts = language is not None or any(task.name == TEXT for task in config.tasks)
+    if is_causal and predicts and context.teacher.reads_ahead():
+        raise UserError(
+            f"teacher.name: {config.teacher.name!r} is not allowed where next tokens are predicted; it must be a "
+            "causal model, since this one reads the tokens that follow"
+        )
+
+
+def _check_length(context: Context, key: str, length: int) -> None:
+    longest = context.settings.max_position_embeddings
+    if length > longest:
+        raise UserError(f"{key}: {length} is not allowed; teacher and space take at most {longest} tokens")
+
+
+def _check_tasks(context: Context) -> None:
+    config = context.config
     for name, task in context.tasks.items():
+        _check_length(context, f"max_length of task {name}", task.data.max_length)
         if config.teacher.head == "linear" and task.kind.linear_head is None and name != TEXT:
             raise UserError(
                 f"teacher.head: linear is not allowed with task {name}; it must be finetune or a folder, since no "
@@ -59,7 +76,6 @@ def check_inputs(context: Context) -> None:
                 "embeddings of a teacher are its own"
             )
     if config.export.onnx:
-        require_onnx()
         # the onnx packages are an extra
         from elm_nni.export.onnx import OUTPUTS
 

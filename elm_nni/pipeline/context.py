@@ -227,8 +227,11 @@ class Context:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """Every configured task by name."""
-        return {task.name: self._prepare(task, self.tokenizer) for task in self.config.tasks}
+        """Every configured task by name; the one that packs the corpus is made last."""
+        names = [task.name for task in self.config.tasks]
+        last = sorted(self.config.tasks, key=lambda task: task.name == TEXT)
+        prepared = {task.name: self._prepare(task, self.tokenizer) for task in last}
+        return {name: prepared[name] for name in names}
 
     def training_rows(self, tokenizer: Any) -> list[TokenizedRows]:
         """The training rows of every task that brings rows of its own, split by any tokenizer."""

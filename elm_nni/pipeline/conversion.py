@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from typing import Any, Literal
 
 from elm_nni.errors import UserError
 
+_NAMES = {float: "a number, such as 0.5 or 6M", int: "a whole number", str: "text", bool: "true or false"}
+
 
 def parse_count(value: Any) -> Any:
     """``"10M"`` to 10,000,000, ``"30k"`` to 30,000; anything else unchanged."""
-    if isinstance(value, str) and value[-1:] in "kKmM" and value[:-1].replace(".", "", 1).isdigit():
-        return float(value[:-1]) * (1e6 if value[-1] in "mM" else 1e3)
+    if isinstance(value, str) and (found := re.fullmatch(r"([+-]?\d*\.?\d+|[+-]?\d+\.)([kKmM])", value)):
+        return float(found[1]) * (1e6 if found[2] in "mM" else 1e3)
     return value
 
 
@@ -29,7 +32,7 @@ def build(kind: type, values: Any, path: str = "") -> Any:
         UserError: an unknown key (the nearest known one is named) or a value of another type.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{path or 'configuration'}: expected keys and values, got {values!r}")
+        raise UserError(f"{path.removesuffix('.') or 'configuration'}: expected keys and values, got {values!r}")
     hints = typing.get_type_hints(kind)
     known = [item.name for item in fields(kind)]
     for key in values:
@@ -87,4 +90,4 @@ def _scalar(kind: type, value: Any, path: str) -> Any:
             return kind(value)
     elif isinstance(value, kind):
         return value
-    raise UserError(f"{path}: {value!r} is not allowed; it must be of type {kind.__name__}")
+    raise UserError(f"{path}: {value!r} is not allowed; it must be {_NAMES[kind]}")

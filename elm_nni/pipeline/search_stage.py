@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from elm_nni.analysis.pareto import non_dominated
 from elm_nni.cost.latency_table import LatencyTable, cheapest
-from elm_nni.cost.parameters import count_parameters, extreme_architecture, parameters_outside_embeddings
+from elm_nni.cost.parameters import (
+    count_parameters,
+    embedding_parameters,
+    extreme_architecture,
+    parameters_outside_embeddings,
+)
 from elm_nni.data.outputs import RowBatches
 from elm_nni.errors import UserError
 from elm_nni.pipeline.config import LimitsConfig, SearchConfig
@@ -236,16 +241,19 @@ def check_reachable(context: Context, table: LatencyTable | None, limits: Limits
     """
     settings = context.settings
     smallest = extreme_architecture(settings)
+    embeddings = f", {embedding_parameters(settings):,} of them embeddings of {settings.vocab_size:,} tokens"
     checks = (
-        ("limits.max_params", limits.max_params, count_parameters(smallest, settings)),
+        ("limits.max_params", limits.max_params, count_parameters(smallest, settings), embeddings),
         (
             "limits.max_params_outside_embeddings", limits.max_params_outside_embeddings,
-            parameters_outside_embeddings(smallest, settings),
+            parameters_outside_embeddings(smallest, settings), "",
         ),
     )  # fmt: skip
-    for key, limit, best in checks:
+    for key, limit, best, inside in checks:
         if limit is not None and best > limit:
-            raise UserError(f"{key}: {limit:,.0f} is not allowed; the smallest architecture has {best:,} parameters")
+            raise UserError(
+                f"{key}: {limit:,.10g} is not allowed; the smallest architecture has {best:,} parameters{inside}"
+            )
     if limits.max_latency_ms is not None and table is not None:
         _, fastest = cheapest(table, settings)
         if fastest > limits.max_latency_ms:

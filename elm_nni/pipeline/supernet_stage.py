@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from elm_nni.cost.parameters import mean_parameters
+from elm_nni.cost.parameters import embedding_parameters, mean_parameters
 from elm_nni.data.batches import BucketBatchSampler, StepBatchSampler
 from elm_nni.data.language import LanguageRows, with_labels
 from elm_nni.data.outputs import outputs_of_rows
@@ -21,13 +21,15 @@ from elm_nni.digest import derive_seed
 from elm_nni.distillation.table import svd_token_table
 from elm_nni.errors import UserError
 from elm_nni.kinds import language_kind
-from elm_nni.pipeline.config import DistillationConfig, TrainingConfig
+from elm_nni.modeling.blocks_elm import BLOCKS
+from elm_nni.pipeline.config import DistillationConfig, GrowthConfig, TrainingConfig
 from elm_nni.pipeline.context import TEXT, Context, Task
 from elm_nni.pipeline.modules import TaskTraining, TextDistillation
 from elm_nni.pipeline.probe import ProbeRecorder
 from elm_nni.pipeline.store import CHECKPOINTS, write_json
 from elm_nni.pipeline.teacher_stage import load_language_teacher, load_teacher_logits
 from elm_nni.pipeline.training import fit
+from elm_nni.search_spaces.architecture import SpaceSettings, cell_name
 from elm_nni.search_spaces.space import ElmSpace
 from elm_nni.seeding import seeded
 from elm_nni.strategies.growth import GrowthRecord, PcaGrowth
@@ -57,7 +59,7 @@ def build_supernet(context: Context, folder: Path, precision: dict[str, str]) ->
     config = context.config
     training = config.supernet.pretrain
     if config.growth.enabled:
-        check_growth(config.growth.epoch_steps, training)
+        check_growth(config.growth, training, context.settings)
     space = make_space(context)
     strategy = ElmOneShot(seed=config.seed, stage="supernet")
     strategy.mutate_model(space)
@@ -184,28 +186,29 @@ def make_growth(context: Context, space: ElmSpace) -> PcaGrowth:
     """The growth of the configuration on a supernet's cells; its cost is the exact mean parameter count."""
     growth = context.config.growth
     cost: Callable[[dict[str, int]], float] = lambda widths: mean_parameters(widths, context.settings)  # noqa: E731
-    smallest = cost({name: cell.widths[0] for name, cell in space.cells().items()})
-    if growth.budget < smallest:
-        raise UserError(
-            f"growth.budget: {growth.budget:,.0f} is not allowed; the mean architecture before any growth has "
-            f"{smallest:,.0f} parameters"
-        )
     return PcaGrowth(
         space.cells(), top_k=growth.top_k, budget=growth.budget, cost=cost, threshold=growth.threshold,
         mode=growth.mode, score=growth.score, every=growth.every, seed=context.config.seed,
     )  # fmt: skip
 
 
-def check_growth(epoch_steps: int, training: TrainingConfig) -> None:
-    """Growth happens where a checkpoint is written, so the one must divide the other.
+def check_growth(growth: GrowthConfig, training: TrainingConfig, settings: SpaceSettings) -> None:
+    """Whether the first widths are within the budget, and growth happens where a checkpoint is written.
 
     Raises:
-        UserError: it does not.
+        UserError: one of them does not hold.
     """
-    if epoch_steps % training.checkpoint_every:
+    if growth.epoch_steps % training.checkpoint_every:
         raise UserError(
-            f"growth.epoch_steps: {epoch_steps} is not allowed; it must be a multiple of "
+            f"growth.epoch_steps: {growth.epoch_steps} is not allowed; it must be a multiple of "
             f"supernet.pretrain.checkpoint_every={training.checkpoint_every}"
+        )
+    names = (cell_name(layer, block) for layer in range(settings.num_layers) for block in BLOCKS)
+    smallest = mean_parameters(dict.fromkeys(names, settings.widths[0]), settings)
+    if growth.budget < smallest:
+        raise UserError(
+            f"growth.budget: {growth.budget:,.0f} is not allowed; it must be at least {smallest:,.0f}, the parameters "
+            f"of the mean architecture before any growth ({embedding_parameters(settings):,} of them embeddings)"
         )
 
 

@@ -66,6 +66,10 @@ def validate(config: Config) -> None:
             config.vocabulary.max_size is None or config.vocabulary.max_size >= 1, ">= 1 or null",
         ),
         (
+            "vocabulary.max_size", config.vocabulary.max_size,
+            config.vocabulary.max_size is None or config.vocabulary.trim, "null unless vocabulary.trim is true",
+        ),
+        (
             "vocabulary.trim", config.vocabulary.trim, not (config.vocabulary.trim and config.data.streaming),
             "false where data.streaming is true",
         ),

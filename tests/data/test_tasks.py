@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -169,10 +170,33 @@ def test_names():
         load_task(TaskSpec(name="x", source="offline:x"))
 
 
-@pytest.mark.parametrize("columns", ["text=a", "label=b", "text:a,label=b", "text=a,text=b,label=c", "text=,label=b"])
+@pytest.mark.parametrize("columns", ["label=b", "text:a,label=b", "text=a,text=b,label=c", "text=,label=b"])
 def test_bad_columns(columns):
     with pytest.raises(UserError, match="write text=NAME"):
         parse_columns(columns)
+
+
+def test_a_file_needs_a_label():
+    with pytest.raises(UserError, match="'text=a' must name a label: write text=NAME"):
+        task_from_file("a.csv", "text=a")
+
+
+def test_a_label_of_too_many_classes_is_told(tmp_path, caplog):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,id\n" + "".join(f"word {row},{row % 2},{row % 60}\n" for row in range(120)))
+    spec = TaskSpec(name="a", source=str(path), label="id")
+    load_task(spec, cache_dir=tmp_path / "cache")
+    assert "column 'id' holds 60 different labels in 120 rows; each is a class of its own" in caplog.text
+    caplog.clear()
+    load_task(replace(spec, label="label"), cache_dir=tmp_path / "cache")
+    assert not caplog.text
+
+
+def test_squad_in_place_of_rows(tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_text('{"version": "1.1", "data": [{"title": "a", "paragraphs": []}]}')
+    with pytest.raises(UserError, match="is in SQuAD's form; set kind=question_answering"):
+        load_task(TaskSpec(name="a", source=str(path)), cache_dir=tmp_path / "cache")
 
 
 def test_bad_specs():

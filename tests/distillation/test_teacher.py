@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AlbertConfig, AlbertModel, BertModel, ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from elm_nni.distillation.teacher import Teacher, check_vocabulary, first_layers
+from elm_nni.distillation.teacher import Teacher, first_layers
 from elm_nni.errors import UserError
 
 FAMILIES = ["bert", "roberta", "electra", "mpnet", "mobilebert", "distilbert", "gpt2", "llama", "t5"]
@@ -20,6 +20,13 @@ def ids_like(documents, seed=0):
 
 def everything(features):
     return [features.embedding_BTD, *features.hidden, *(features.attention or [])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_reads_ahead(family, build_teacher):
+    teacher = build_teacher(family)
+    assert teacher.reads_ahead() == (family not in ("gpt2", "llama"))
+    assert teacher.with_token_map(range(5, 20)).reads_ahead() == teacher.reads_ahead()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -223,12 +230,3 @@ def test_first_layers(family, build_teacher, tmp_path):
 def test_layers_that_a_teacher_does_not_have(keep, build_teacher):
     with pytest.raises(UserError, match=f"has 4 layers that cannot be cut to {keep}"):
         first_layers(build_teacher("bert"), keep)
-
-
-def test_check_vocabulary():
-    check_vocabulary(30522, 128, 6_000_000)
-    check_vocabulary(10, 10, 101)
-    with pytest.raises(UserError, match=r"250,002 tokens needs a token table of 32,000,256 .* 15,700,000"):
-        check_vocabulary(250_002, 128, 15_700_000)
-    with pytest.raises(UserError):
-        check_vocabulary(10, 10, 100)

@@ -49,7 +49,7 @@ def test_a_file_starts_from_a_preset(tmp_path):
         ("growth.topk", 3, ["growth.topk", "growth.top_k"]),
         ("growht.top_k", 3, ["growht", "growth"]),
         ("growth.top_k", 0, ["growth.top_k", "0", ">= 1"]),
-        ("growth.top_k", "many", ["growth.top_k", "many", "int"]),
+        ("growth.top_k", "many", ["growth.top_k", "many", "a whole number"]),
         ("growth.threshold", 1.5, ["growth.threshold", "1.5", "(0, 1]"]),
         ("growth.score", "norm", ["growth.score", "norm", "pca, pca_normalized, activation_norm"]),
         ("prune.mode", "cut", ["prune.mode", "cut", "remove, fuse, off"]),

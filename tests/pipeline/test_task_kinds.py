@@ -326,6 +326,16 @@ def test_a_model_that_generates_has_no_onnx_file(finished: Finished, own: Path, 
         finished(**causal(own, causal_teacher), export={"onnx": True})
 
 
+@pytest.mark.parametrize("asks", [{"tasks": ["text"]}, {"distillation": {"objective": "clm"}}])
+def test_a_teacher_that_reads_ahead_cannot_teach_next_tokens(
+    finished: Finished, own: Path, causal_teacher: Path, asks: dict[str, Any]
+) -> None:
+    changes = {**causal(own, own / "teacher", objective="distill"), "tasks": settings(own)["tasks"], **asks}
+    changes["teacher"] = {**changes["teacher"], "lm_head": "refit"}
+    with pytest.raises(UserError, match="teacher.name: .* must be a causal model, since this one reads the tokens"):
+        finished(**changes)
+
+
 def test_text_is_learnt(finished: Finished, own: Path, causal_teacher: Path, tmp_path: Path) -> None:
     """Text of one repeated sentence is predicted well, by the objective of the text alone."""
     file = tmp_path / "same.txt"
