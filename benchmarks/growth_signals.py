@@ -31,7 +31,7 @@ from growth_signals_results import (
 )
 from quality.comparison import FULL, Comparison
 from quality.estimate import stage_seconds
-from quality.systems import fixed_widths
+from quality.systems import Changes, fixed_widths, found_at_size, size_limit
 from quality.trial import LeftOut, TracedRun, Trial
 from ranking import draw, is_trained
 from ranking_runs import missing_stages
@@ -89,9 +89,14 @@ def open_trials(source: str, store: Path | None, out: Path, changes: Sequence[st
     return [Trial(comparison, seed, StageStore(store or default_store()), out / "runs") for seed in range(seeds)]
 
 
+def changes_of(trial: Trial, system: str) -> Changes:
+    """A signal, or no growth, for which PCA's supernet is trained where it is missing."""
+    return fixed_widths(trial) if system == NO_GROWTH else {"growth.score": system}
+
+
 def run_of(trial: Trial, system: str) -> TracedRun:
-    """The run of a signal, or the one without growth, for which PCA's supernet is trained where it is missing."""
-    return trial.run(fixed_widths(trial) if system == NO_GROWTH else {"growth.score": system})
+    """The run of a system."""
+    return trial.run(changes_of(trial, system))
 
 
 # Seed and system to the seconds of each part that is left to do.
@@ -138,7 +143,7 @@ def _missing(
     parts = ["inherited scores"] if not drawn or Inherited(run, path).missing(drawn) else []
     if not _is_searched(run):
         return [*parts, "search", "training"]
-    return parts if _is_trained(trial, run) else [*parts, "training"]
+    return [*parts, *_missing_training(trial, system)]
 
 
 def _is_searched(run: Run) -> bool:
@@ -151,15 +156,22 @@ def _is_searched(run: Run) -> bool:
     return search is not None and context.store.finished("prune", prune_inputs(context, search.digest)) is not None
 
 
-def _is_trained(trial: Trial, run: Run) -> bool:
-    """Whether nothing is left to train of what a run found; its size is not known before PCA's search."""
-    first = trial.run()
+def _missing_training(trial: Trial, system: str) -> list[str]:
+    """What is left of a searched run: its training, or a search under the size too; its size is PCA's search's."""
+    first, changes = trial.run(), changes_of(trial, system)
     if not _is_searched(first):
-        return False
+        return ["training"]
+    run = trial.run(changes)
     try:
-        return is_trained(first, trial.sized(run.architecture()))
+        return [] if is_trained(first, trial.sized(run.architecture())) else ["training"]
     except LeftOut:
-        return True
+        limited = trial.run({**changes, **size_limit(trial, run)})
+        if not _is_searched(limited):
+            return ["search", "training"]
+    try:
+        return [] if is_trained(first, trial.sized(limited.architecture())) else ["training"]
+    except LeftOut:
+        return []
 
 
 def estimate_lines(left: Left) -> list[str]:
@@ -216,20 +228,26 @@ def outcome(
     run = runs[system]
     settings, folder = run.context.settings, run.supernet().folder
     widths, reference = load_widths(folder), load_widths(runs[PCA].supernet().folder)
-    inherited, found = Inherited(run, path), run.architecture()
+    inherited, changes = Inherited(run, path), changes_of(trial, system)
     numbers: dict[str, Any] = {
         "system": system, "seed": trial.seed, "widths": widths, "mean_parameters": mean_parameters(widths, settings),
         "events": sum(epoch.num_events for epoch in load_growth(folder)),
         "shared": shared_growth(growth_steps(widths, settings), growth_steps(reference, runs[PCA].context.settings)),
         "block_widths": mean_block_widths(widths), "drawn": [chosen_blocks(one) for one in drawn],
-        "inherited": [inherited(one) for one in drawn], "found": found,
-        "found_size": parameters_outside_embeddings(found, settings),
+        "inherited": [inherited(one) for one in drawn],
     }  # fmt: skip
+    own = run.architecture()
     try:
-        architecture = trial.sized(found)
+        found_with, found_by, architecture = found_at_size(trial, changes)
     except LeftOut as reason:
-        return Outcome(**numbers, trained={}, reason=str(reason))
-    student = trial.train(system, architecture, found_by=run)
+        size = parameters_outside_embeddings(own, settings)
+        return Outcome(**numbers, found=own, found_size=size, trained={}, reason=str(reason))
+    found = found_by.architecture()
+    numbers |= {
+        "found": found, "found_size": parameters_outside_embeddings(found, settings),
+        "under_size": found_with != changes,
+    }  # fmt: skip
+    student = trial.train(system, architecture, found_by=found_by)
     scores = validation_scores(student.models)
     size = parameters_outside_embeddings(architecture, settings)
     return Outcome(**numbers, trained=scores, architecture=architecture, size=size)
@@ -271,10 +289,11 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:
         f"each has its own widths, and all are under the limits "
         f"({limit_words(limits)}).",
         f"- Trained: what each run's search and head step gave, its widths scaled to the parameters outside the "
-        f"embeddings of {PCA}'s within 2 %, trained from its own first weights ({text_steps} steps on text, "
-        f"{retrain.finetune.steps} on each task); score on validation rows. Growth shows here by what the search chose "
-        "alone, and not where the winner has no grown cell. The mean of a system that is left out for a seed is of "
-        "other seeds; the differences are not.",
+        f"embeddings of {PCA}'s within 2 % (a search whose winner cannot be is made again with the size as a limit, "
+        f"marked *), trained from its own first weights ({text_steps} steps on text, {retrain.finetune.steps} on "
+        "each task); score on validation rows. Growth shows here by what the search chose alone, and not where the "
+        "winner has no grown cell. The mean of a system that is left out for a seed is of other seeds; the differences "
+        "are not.",
         f"- Scores: {metric}. Search and validation rows: {rows}.",
         f"- Seeds 0 to {max(one.seed for one in outcomes)}; a seed sets splits, weights, batches and architectures. "
         "± is the standard deviation over seeds.",

@@ -44,6 +44,7 @@ class Outcome:
         architecture: that was trained.
         size: its parameters outside the embeddings.
         reason: why it was left out.
+        under_size: the search was made again with the size of pca's as a limit.
     """
 
     system: str
@@ -61,6 +62,7 @@ class Outcome:
     architecture: Mapping[str, Any] | None = None
     size: int | None = None
     reason: str | None = None
+    under_size: bool = False
 
     @property
     def mean_inherited(self) -> float:
@@ -180,7 +182,8 @@ def seed_table(outcomes: Sequence[Outcome]) -> list[str]:
     body = [
         [
             str(one.seed), one.system, str(one.events), f"{one.mean_parameters:,.0f}",
-            "" if one.shared is None else f"{one.shared:.1f} %", f"{one.mean_inherited:.4f}", f"{one.found_size:,}",
+            "" if one.shared is None else f"{one.shared:.1f} %", f"{one.mean_inherited:.4f}",
+            f"{one.found_size:,}{' *' if one.under_size else ''}",
             "left out" if one.size is None else f"{one.size:,}",
             "left out" if one.mean_trained is None else f"{one.mean_trained:.4f}", ", ".join(_layers(one.found)),
         ]

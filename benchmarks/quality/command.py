@@ -20,6 +20,7 @@ from quality.comparison import load_comparison
 from quality.document import document, make_results, plot
 from quality.estimate import estimate
 from quality.records import Records, check_sizes, threads_of
+from quality.reference import references
 from quality.rows import make_rows
 from quality.systems import SYSTEMS
 
@@ -51,7 +52,8 @@ def main(
     tested = records.test(trained) if test else None
     rows = make_rows(trained, measured, tested)
     command = shlex.join(["python", "benchmarks/quality", *sys.argv[1:]])
-    results = make_results(command, trained, rows, measured, tested)
+    seeds = sorted({line["seed"] for line in trained if line["students"]})
+    results = make_results(command, trained, rows, measured, tested, references(records, seeds, test=test))
     lines = document(results)
     write_json(out / "results.json", results.to_dict())
     write_text(out / "results.md", "\n".join(lines) + "\n")

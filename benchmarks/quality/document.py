@@ -12,11 +12,13 @@ import numpy as np
 from common import table
 from matplotlib.figure import Figure
 
+from elm_nni.pipeline.evaluate_stage import TFIDF
 from elm_nni.pipeline.runner import device_name
 from elm_nni.pipeline.store import versions
 from elm_nni.report.style import BLUE, GREY, INK, new_figure, styled
 from quality.comparison import FULL
 from quality.findings import Finding, findings
+from quality.reference import Reference
 from quality.rows import MEAN, RESAMPLES, Difference, Row, Scored, best_uniform, differences, mean_of
 from quality.systems import SYSTEMS
 
@@ -32,6 +34,7 @@ class Results:
         split: ``validation`` or ``test``.
         tasks: name to its metric and number of rows, by seed.
         left_out: lines of systems and seeds without students.
+        references: scores of TF-IDF, by seed.
     """
 
     command: str
@@ -41,6 +44,7 @@ class Results:
     tasks: dict[str, dict[str, Any]]
     rows: list[Row]
     left_out: list[Line]
+    references: Sequence[Reference] = ()
 
     @property
     def differences(self) -> list[Difference]:
@@ -53,12 +57,13 @@ class Results:
             "best_uniform": best_uniform(self.rows), "rows": [asdict(row) for row in self.rows],
             "findings": [asdict(one) for one in findings(self.rows)],
             "differences": [asdict(one) for one in self.differences], "left_out": self.left_out,
+            "references": [asdict(one) for one in self.references],
         }  # fmt: skip
 
 
 def make_results(
     command: str, trained: Sequence[Line], rows: list[Row], measured: Mapping[str, Line],
-    tested: Mapping[str, Line] | None,
+    tested: Mapping[str, Line] | None, references: Sequence[Reference] = (),
 ) -> Results:  # fmt: skip
     """Results of rows; number of rows of a task as its splits have it, the smallest and largest of the seeds."""
     with_students = [line for line in trained if line["students"]]
@@ -76,6 +81,7 @@ def make_results(
         command, device_name("cpu"), "validation" if tested is None else "test", "; ".join(filter(None, conditions)),
         {name: {"metric": metrics[name], "rows": sorted({min(n), max(n)})} for name, n in sorted(counts.items())}, rows,
         [{key: line[key] for key in ("system", "seed", "reason")} for line in trained if not line["students"]],
+        references,
     )  # fmt: skip
 
 
@@ -107,6 +113,16 @@ def document(results: Results) -> list[str]:
         lines += ["", "What helps, by how much, against the spread over seeds:", "", *findings_table(found)]
     for title, rows in _groups(results.rows).items():
         lines += ["", title, "", *quality_table(rows), *_all_metrics(rows), "", *cost_table(rows)]
+    if results.references:
+        full = [row for row in results.rows if row.system == FULL]
+        lines += [
+            "",
+            f"For scale, without a network, {TFIDF} on the same training rows. It reads texts whole, the systems as "
+            "many tokens of them as the tasks' max_length says:",
+            "",
+            *quality_table(results.references), "",
+            *difference_table(differences([*full, *results.references], FULL), first=f"less {FULL}"),
+        ]  # fmt: skip
     for against in dict.fromkeys(one.against for one in results.differences):
         chosen = f", the better uniform system by {MEAN} on validation rows" if against == best else ""
         lines += [
@@ -176,14 +192,14 @@ def _counted(layers: Sequence[str]) -> Iterator[str]:
         yield layer if number == 1 else f"{number} x {layer}"
 
 
-def difference_table(found: Sequence[Difference]) -> list[str]:
-    """A row for each system, a column for each task."""
+def difference_table(found: Sequence[Difference], first: str = "system") -> list[str]:
+    """A row for each system, a column for each task; ``first`` is the title of the names."""
     tasks = shown_tasks(dict.fromkeys(one.task for one in found))
     body = []
     for name in dict.fromkeys(one.system for one in found):
         ones = {one.task: one for one in found if one.system == name}
         body.append([name, str(ones[tasks[0]].seeds), *(_difference_cell(ones[task]) for task in tasks)])
-    return table(["system", "seeds", *tasks], body)
+    return table([first, "seeds", *tasks], body)
 
 
 def findings_table(found: Sequence[Finding]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quality.comparison import FULL
 from quality.rows import MEAN, Difference, Row, best_uniform, differences
-from quality.systems import BERT, BERT_RANDOM_TABLE, INHERITED, RANDOM, RANDOM_INHERITED
+from quality.systems import BERT, BERT_RANDOM_TABLE, COMPUTE, INHERITED, RANDOM, RANDOM_INHERITED
 
 _BEST = "the better uniform system"
 # A question, the system that should be better, and what it is compared with.
@@ -23,7 +23,9 @@ QUESTIONS = (
     ("head step", FULL, "no head step"),
     ("relational loss", FULL, "MSE features"),
     ("latency limit", FULL, "no latency limit"),
-    ("as much compute for a plain model", FULL, "uniform bert given ELM's compute"),
+    ("as much compute for a plain model", FULL, COMPUTE),
+    ("as much compute for a plain model", INHERITED, COMPUTE),
+    ("more steps", COMPUTE, BERT),
     ("the teacher's token table as a start", BERT, BERT_RANDOM_TABLE),
     ("our blocks and embedding, with that table", _BEST, "stock BertConfig"),
     ("our blocks and embedding, random tables", BERT_RANDOM_TABLE, "stock BertConfig"),

@@ -70,24 +70,32 @@ class System:
 
 
 def searched(name: str, changes: Callable[[Trial], Changes], *, trained_so: bool = False) -> Students:
-    """Students of the whole pipeline with changes; they hold for the training of the winner if ``trained_so``.
-
-    A search whose winner cannot be brought to the size searches again under the size as a limit.
-    """
+    """Students of the whole pipeline with changes; they hold for the training of the winner if ``trained_so``."""
 
     def students(trial: Trial) -> list[Student]:
-        chosen = changes(trial)
-        run = trial.run(chosen)
-        try:
-            architecture = trial.sized(run.architecture())
-        except LeftOut:
-            chosen = {**chosen, **size_limit(trial, run)}
-            run = trial.run(chosen)
-            architecture = trial.sized(run.architecture())
+        chosen, run, architecture = found_at_size(trial, changes(trial))
         trained_by = run if trained_so else None
         return [trial.train(name, architecture, found_by=run, trained_by=trained_by, facts={"changes": dict(chosen)})]
 
     return students
+
+
+def found_at_size(trial: Trial, changes: Changes) -> tuple[Changes, TracedRun, Architecture]:
+    """What a run with changes finds, brought to the size; where it cannot be, the run searches under it as a limit.
+
+    Returns:
+        The changes, with the limit where it was needed, their run, and the architecture.
+
+    Raises:
+        LeftOut: what it finds under the limit cannot be brought to the size either.
+    """
+    run = trial.run(changes)
+    try:
+        return changes, run, trial.sized(run.architecture())
+    except LeftOut:
+        changes = {**changes, **size_limit(trial, run)}
+        run = trial.run(changes)
+        return changes, run, trial.sized(run.architecture())
 
 
 def inherited(name: str) -> Students:
@@ -276,7 +284,7 @@ def _int8(name: str, load: Loader) -> Students:
 
 
 _SUPERNET = ("supernet", "supernet_tasks", "search", "training")
-_COMPUTE = "uniform bert given ELM's compute"
+COMPUTE = "uniform bert given ELM's compute"
 _NO_GROWTH, _NO_HEADS, _MSE = "no growth", "no head step", "MSE features"
 _RANDOM_SEARCH, _NO_LATENCY = "random search", "no latency limit"
 _STOCK, _GPT2, _TEACHER = "stock BertConfig", "stock GPT2Config", "fine-tuned teacher"
@@ -306,8 +314,8 @@ SYSTEMS: dict[str, System] = {
         System(BERT_RANDOM_TABLE, "the same without the teacher's token table as a start",
                uniform(BERT_RANDOM_TABLE, "bert", {"distillation.token_table": "random"}), ("training",)),
         System(MOBILE, "equal mobile layers, no search", uniform(MOBILE, "mobile"), ("training",)),
-        System(_COMPUTE, "steps of both phases times the seconds of ELM's supernet, search, head step and training "
-               "over those of uniform bert's training", elms_compute(_COMPUTE), _SUPERNET),
+        System(COMPUTE, "steps of both phases times the seconds of ELM's supernet, search, head step and training "
+               "over those of uniform bert's training", elms_compute(COMPUTE), _SUPERNET),
         System(_NO_LATENCY, "evolution on the same supernet without latency limit",
                searched(_NO_LATENCY, lambda trial: {"limits.max_latency_ms": None}), ("search", "training")),
         System(_STOCK, "BERT of transformers of the space's width and heads, with a random token table; the mean of "

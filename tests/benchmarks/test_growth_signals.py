@@ -14,7 +14,7 @@ import growth_signals
 import numpy as np
 import pytest
 import yaml
-from growth_signals import checked_signals, compare, open_trials, outcome, run_of
+from growth_signals import changes_of, checked_signals, compare, open_trials, outcome, run_of
 from growth_signals_results import (
     NO_GROWTH,
     PCA,
@@ -28,6 +28,7 @@ from growth_signals_results import (
     seed_table,
     shared_growth,
 )
+from quality.systems import size_limit
 from quality.trial import Trial
 from safetensors import safe_open
 
@@ -188,6 +189,8 @@ def check_scores(found: dict[str, Any], runs: dict[str, Run], trial: Trial) -> N
         for blocks, score in zip(drawn, one["inherited"], strict=True):
             labelled = {f"layer{index}": block for index, block in enumerate(blocks)}
             assert score == scorer(canonical(with_widths(labelled, widths), full_heads(run.context.settings)))
+        if one["under_size"]:
+            run = trial.run({**changes_of(trial, system), **size_limit(trial, run)})
         best = json.loads((run.search().folder / "summary.json").read_text(encoding="utf-8"))["best"]["sample"]
         assert [one["found"][f"layer{index}"] for index in range(2)] == [best["layer0"], best["layer1"]]
         assert one["found_size"] == parameters_outside_embeddings(one["found"], run.context.settings)
@@ -236,7 +239,8 @@ def made(system: str, seed: int, inherited: Sequence[float], trained: Sequence[f
     """An outcome of given scores; ``trained`` is of two tasks."""
     numbers: dict[str, Any] = {
         "widths": {}, "mean_parameters": 1e6 + seed, "events": 4 + seed, "shared": 10.0 * seed,
-        "block_widths": {"bert": 48.0 + seed}, "drawn": [["bert"]] * len(inherited), "found": {"layer0": "bert"},
+        "block_widths": {"bert": 48.0 + seed}, "drawn": [["bert"]] * len(inherited),
+        "found": {"layer0": "bert", "layer0_bert_ffn": 48},
         "found_size": 1200, "architecture": {}, "size": 1000,
     }  # fmt: skip
     scores = dict(zip("xy", trained))
@@ -279,7 +283,10 @@ def test_tables_of_given_outcomes() -> None:
         f"| {system} | 3 | 5.0 ± 1.0 | 1,000,001 ± 1 | 10.0 ± 10.0 % | 49.0 ± 1.0 |" for system in SYSTEMS[:2]
     ]
     assert seed_table(given)[2 + 7] == (
-        "| 2 | random | 6 | 1,000,002 | 20.0 % | 0.5000 | 1,200 | left out | left out | bert |"
+        "| 2 | random | 6 | 1,000,002 | 20.0 % | 0.5000 | 1,200 | left out | left out | bert 48 |"
+    )
+    assert seed_table([made("random", 0, [0.5], [0.5, 0.7], under_size=True)])[2] == (
+        "| 0 | random | 4 | 1,000,000 | 0.0 % | 0.5000 | 1,200 * | 1,000 | 0.6000 | bert 48 |"
     )
     text = "\n".join(result_tables(given))
     means = [one.mean_inherited for one in given if one.system == PCA]

@@ -38,6 +38,9 @@ from quality.systems import BERT, DRAWN, INHERITED, MOBILE, RANDOM, RANDOM_INHER
 from quality.trial import LeftOut, Trial
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from elm_nni.cost.parameters import extreme_architecture, mean_parameters, parameters_outside_embeddings
 from elm_nni.data.tasks import load_task
@@ -176,7 +179,8 @@ def test_what_was_trained_before_the_kill_is_not_trained_again(done: Done) -> No
     assert done.built
     assert {path: now[path] for path in done.built} == done.built
     # and a third start builds, trains, times and prints nothing new
-    kept = {name: (done.out / name).read_bytes() for name in ("trained-0.jsonl", "measured.jsonl", "results.md")}
+    names = ("trained-0.jsonl", "measured.jsonl", "results.md", "tfidf.jsonl")
+    kept = {name: (done.out / name).read_bytes() for name in names}
     printed, told = run_main(done.out.parent)
     assert told == "every system is trained\n"
     assert {name: (done.out / name).read_bytes() for name in kept} == kept
@@ -193,6 +197,21 @@ def test_every_system_and_seed_has_its_students(done: Done) -> None:
     assert done.results["split"] == "validation"
     assert f"Scores are of the validation rows: polarity (accuracy, {NUM_ROWS} rows)" in done.markdown
     assert (done.out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tf_idf_stands_beside_the_systems(done: Done) -> None:
+    """The score of scikit-learn on the same rows, by hand."""
+    [first, second] = done.results["references"]
+    task = Records(done.comparison, StageStore(done.store), done.out).trial(1).run().context.tasks["polarity"]
+    train, validation = task.data.train, task.data.validation
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    made = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
+    made.fit(train["text"][:], train["label"][:])
+    assert len(train) == 400
+    expected = made.score(validation["text"][:], validation["label"][:])
+    assert (second["seed"], second["scores"]["polarity"]) == (1, pytest.approx(expected))
+    assert f"For scale, without a network, {first['system']} on the same training rows" in done.markdown
+    assert f"| {first['system']} | 2 | " in done.markdown
 
 
 def tensor_sizes(done: Done, one: dict[str, Any]) -> dict[str, tuple[int, ...]]:

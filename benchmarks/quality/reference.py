@@ -1,0 +1,68 @@
+"""A classifier that is no network, for scale: TF-IDF with logistic regression on the training rows of the systems.
+
+It reads texts whole, as its users would let it; the systems read ``max_length`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elm_nni.data.metrics import compute_metric, tfidf_baseline
+from elm_nni.data.tasks import TaskData
+from elm_nni.digest import digest
+from elm_nni.pipeline.context import Task
+from elm_nni.pipeline.evaluate_stage import TFIDF
+from elm_nni.pipeline.store import append_json_line, read_json_lines
+from quality.records import Records
+from quality.rows import MEAN
+
+FILE = "tfidf.jsonl"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What TF-IDF scores with a seed: task to its main metric, and their mean."""
+
+    seed: int
+    scores: dict[str, float]
+    system: str = TFIDF
+
+
+def references(records: Records, seeds: Sequence[int], *, test: bool) -> list[Reference]:
+    """One for each seed, kept in a file of the records; none where a task has no classes, or pairs of texts.
+
+    Args:
+        records: give the tasks of a seed.
+        seeds: of the comparison.
+        test: score the test rows; otherwise the validation rows.
+    """
+    split, found = "test" if test else "validation", []
+    known = {line["key"]: line["scores"] for line in read_json_lines(records.folder / FILE)}
+    for seed in seeds:
+        key = digest({"config": records.comparison.config(seed).to_dict(), "split": split})
+        if key not in known:
+            tasks = records.trial(seed).run().context.tasks
+            if not all(_has_classes(task) for task in tasks.values()):
+                return []
+            known[key] = {name: _score(task, split) for name, task in sorted(tasks.items())}
+            append_json_line(records.folder / FILE, {"key": key, "seed": seed, "split": split, "scores": known[key]})
+        found.append(Reference(seed, with_mean(known[key])))
+    return found
+
+
+def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores and their mean, as the rows of systems have it."""
+    return {**scores, MEAN: sum(scores.values()) / len(scores)}
+
+
+def _has_classes(task: Task) -> bool:
+    return isinstance(task.data, TaskData) and task.data.kind == "classification" and not task.data.is_pair
+
+
+def _score(task: Task, split: str) -> float:
+    data: Any = task.data
+    train, scored = data.train, getattr(data, split)
+    classes_N = tfidf_baseline(list(train["text"]), list(train["label"]), list(scored["text"]))
+    return compute_metric(data.metric, classes_N, scored["label"][:])
