@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from ranking_runs import LOSSES
 
@@ -233,6 +234,7 @@ def _differences(axes: Axes, found: Sequence[Difference]) -> None:
         axes.plot(one.mean, place, color=colour, marker="D", markersize=6)
     _names(axes, [f"{one.first}\n- {one.second}" for one in found])
     axes.set_title("Paired difference" + ("; mean and 95 % interval" if any(one.interval for one in found) else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(True, axis="x")
 
 

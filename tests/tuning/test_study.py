@@ -103,7 +103,7 @@ def test_a_pruned_trial_stops_early_and_a_mistake_fails_with_its_reason(
     states = Counter(trial.state for trial in study.study.trials)
     assert states == {TrialState.COMPLETE: 5, TrialState.PRUNED: 1, TrialState.FAIL: 1}
     (failed,) = [trial for trial in study.study.trials if trial.state == TrialState.FAIL]
-    assert "must be below the budget of 100" in failed.user_attrs[REASON]
+    assert "limits.max_params: 100 is not allowed; the smallest architecture has" in failed.user_attrs[REASON]
     (pruned,) = [trial for trial in study.study.trials if trial.state == TrialState.PRUNED]
     # the first report is a warm-up; the second is below the median, and nothing after it is built
     assert list(pruned.intermediate_values) == [0, 1]
