@@ -5,7 +5,7 @@ It reads texts whole, as its users would let it; the systems read ``max_length``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from elm_nni.pipeline.context import Task
 from elm_nni.pipeline.evaluate_stage import TFIDF
 from elm_nni.pipeline.store import append_json_line, read_json_lines
 from quality.records import Records
-from quality.rows import MEAN
+from quality.rows import with_mean
 
 FILE = "tfidf.jsonl"
 
@@ -50,11 +50,6 @@ def references(records: Records, seeds: Sequence[int], *, test: bool) -> list[Re
             append_json_line(records.folder / FILE, {"key": key, "seed": seed, "split": split, "scores": known[key]})
         found.append(Reference(seed, with_mean(known[key])))
     return found
-
-
-def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores and their mean, as the rows of systems have it."""
-    return {**scores, MEAN: sum(scores.values()) / len(scores)}
 
 
 def _has_classes(task: Task) -> bool:

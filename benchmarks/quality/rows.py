@@ -103,10 +103,15 @@ def _row(one: Line, seed: int, measured: Mapping[str, Line], tested: Mapping[str
     scores = dict(one["validation"] if tested is None else tested[one["key"]]["scores"])
     costs = {name: measured[one["key"]][name] for name in COSTS}
     return Row(
-        one["system"], seed, {**scores, MEAN: _mean(scores.values())}, _mean(one["validation"].values()), **costs,
+        one["system"], seed, with_mean(scores), _mean(one["validation"].values()), **costs,
         seconds=sum(one["seconds"].values()), metrics={} if tested is None else tested[one["key"]]["metrics"],
         layers=layers_of(one), models=tuple(sorted(one["models"].values())),
     )  # fmt: skip
+
+
+def with_mean(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores by task, and their mean."""
+    return {**scores, MEAN: _mean(scores.values())}
 
 
 def layers_of(student: Line) -> tuple[str, ...] | None:

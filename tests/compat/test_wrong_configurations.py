@@ -52,6 +52,9 @@ def test_a_right_configuration_passes(home):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="file .*missing.yml does not exist"):
         check_config(tmp_path / "missing.yml")
+    (tmp_path / "latin.yml").write_bytes("name: caf\xe9".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.yml is not UTF-8: byte 0xe9 at offset 9"):
+        check_config(tmp_path / "latin.yml")
     (tmp_path / "list.yml").write_text("- 1\n")
     with pytest.raises(UserError, match="expected keys and values at the top level, got list"):
         check_config(tmp_path / "list.yml")
