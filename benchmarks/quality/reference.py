@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from elm_nni.data.metrics import compute_metric, tfidf_baseline
-from elm_nni.data.tasks import TaskData
+from elm_nni.data.metrics import compute_metric
 from elm_nni.digest import digest
 from elm_nni.pipeline.context import Task
-from elm_nni.pipeline.evaluate_stage import TFIDF
+from elm_nni.pipeline.evaluate_stage import TFIDF, tfidf_classes
 from elm_nni.pipeline.store import append_json_line, read_json_lines
 from quality.records import Records
 from quality.rows import with_mean
@@ -44,20 +42,17 @@ def references(records: Records, seeds: Sequence[int], *, test: bool) -> list[Re
         key = digest({"config": records.comparison.config(seed).to_dict(), "split": split})
         if key not in known:
             tasks = records.trial(seed).run().context.tasks
-            if not all(_has_classes(task) for task in tasks.values()):
+            scores = {name: _score(task, split) for name, task in sorted(tasks.items())}
+            if None in scores.values():
                 return []
-            known[key] = {name: _score(task, split) for name, task in sorted(tasks.items())}
+            known[key] = scores
             append_json_line(records.folder / FILE, {"key": key, "seed": seed, "split": split, "scores": known[key]})
         found.append(Reference(seed, with_mean(known[key])))
     return found
 
 
-def _has_classes(task: Task) -> bool:
-    return isinstance(task.data, TaskData) and task.data.kind == "classification" and not task.data.is_pair
-
-
-def _score(task: Task, split: str) -> float:
-    data: Any = task.data
-    train, scored = data.train, getattr(data, split)
-    classes_N = tfidf_baseline(list(train["text"]), list(train["label"]), list(scored["text"]))
-    return compute_metric(data.metric, classes_N, scored["label"][:])
+def _score(task: Task, split: str) -> float | None:
+    classes_N = tfidf_classes(task, split)
+    if classes_N is None:
+        return None
+    return compute_metric(task.data.metric, classes_N, getattr(task.data, split)["label"][:])

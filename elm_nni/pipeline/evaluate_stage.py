@@ -19,6 +19,7 @@ from elm_nni.cost.layer_parts import Model
 from elm_nni.cost.onnx_graph import open_session
 from elm_nni.data.metrics import compute_metric, paired_bootstrap, tfidf_baseline
 from elm_nni.data.outputs import TokenizedRows, of_documents
+from elm_nni.data.tasks import TaskData
 from elm_nni.digest import derive_seed
 from elm_nni.distillation.fine_tuned import FineTunedClassifier
 from elm_nni.distillation.language import FittedHead, LanguageTeacher
@@ -178,14 +179,25 @@ def _add_further_tests(line: dict[str, Any], system: System, context: Context) -
             line["metrics"][name] |= {f"{test} {metric}": value for metric, value in scores.items()}
 
 
+def tfidf_classes(task: Task, split: str) -> NDArray[np.int64] | None:
+    """Class ids (N,) that TF-IDF, fitted on the training rows, gives the rows of a split.
+
+    Args:
+        split: ``validation`` or ``test``.
+
+    Returns:
+        None for a task without classes, or of pairs of texts.
+    """
+    data = task.data
+    if not isinstance(data, TaskData) or data.kind != "classification" or data.is_pair:
+        return None
+    return tfidf_baseline(list(data.train["text"]), list(data.train["label"]), list(getattr(data, split)["text"]))
+
+
 def _tfidf(context: Context) -> dict[str, NDArray[np.int64]]:
-    """Task name to the class ids (N,) that TF-IDF, fitted on the same training rows, gives the test rows."""
-    found = {}
-    for name, task in context.tasks.items():
-        if task.data.kind == "classification" and not task.data.is_pair:
-            train = task.data.train
-            found[name] = tfidf_baseline(list(train["text"]), list(train["label"]), list(task.data.test["text"]))
-    return found
+    """Classes of the test rows by task, for those that TF-IDF can take."""
+    found = {name: tfidf_classes(task, "test") for name, task in context.tasks.items()}
+    return {name: classes_N for name, classes_N in found.items() if classes_N is not None}
 
 
 def _tfidf_row(
