@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from elm_nni.data.metrics import compute_metric
 from elm_nni.digest import digest
 from elm_nni.pipeline.context import Task
-from elm_nni.pipeline.evaluate_stage import TFIDF, tfidf_classes
+from elm_nni.pipeline.evaluate_stage import TFIDF, takes_tfidf, tfidf_classes
 from elm_nni.pipeline.store import append_json_line, read_json_lines
 from quality.records import Records
 from quality.rows import with_mean
@@ -42,17 +42,14 @@ def references(records: Records, seeds: Sequence[int], *, test: bool) -> list[Re
         key = digest({"config": records.comparison.config(seed).to_dict(), "split": split})
         if key not in known:
             tasks = records.trial(seed).run().context.tasks
-            scores = {name: _score(task, split) for name, task in sorted(tasks.items())}
-            if None in scores.values():
+            if not all(takes_tfidf(task) for task in tasks.values()):
                 return []
-            known[key] = scores
+            known[key] = {name: _score(task, split) for name, task in sorted(tasks.items())}
             append_json_line(records.folder / FILE, {"key": key, "seed": seed, "split": split, "scores": known[key]})
         found.append(Reference(seed, with_mean(known[key])))
     return found
 
 
-def _score(task: Task, split: str) -> float | None:
-    classes_N = tfidf_classes(task, split)
-    if classes_N is None:
-        return None
-    return compute_metric(task.data.metric, classes_N, getattr(task.data, split)["label"][:])
+def _score(task: Task, split: str) -> float:
+    labels = getattr(task.data, split)["label"][:]
+    return compute_metric(task.data.metric, tfidf_classes(task, split), labels)

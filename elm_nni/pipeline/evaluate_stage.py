@@ -179,25 +179,25 @@ def _add_further_tests(line: dict[str, Any], system: System, context: Context) -
             line["metrics"][name] |= {f"{test} {metric}": value for metric, value in scores.items()}
 
 
-def tfidf_classes(task: Task, split: str) -> NDArray[np.int64] | None:
-    """Class ids (N,) that TF-IDF, fitted on the training rows, gives the rows of a split.
+def takes_tfidf(task: Task) -> bool:
+    """Whether the task has classes of single texts."""
+    return isinstance(task.data, TaskData) and task.data.kind == "classification" and not task.data.is_pair
+
+
+def tfidf_classes(task: Task, split: str) -> NDArray[np.int64]:
+    """Class ids (N,) that TF-IDF, fitted on the training rows, gives the rows of ``validation`` or ``test``.
 
     Args:
-        split: ``validation`` or ``test``.
-
-    Returns:
-        None for a task without classes, or of pairs of texts.
+        task: one that :func:`takes_tfidf`.
+        split: name of the rows.
     """
-    data = task.data
-    if not isinstance(data, TaskData) or data.kind != "classification" or data.is_pair:
-        return None
+    data: Any = task.data
     return tfidf_baseline(list(data.train["text"]), list(data.train["label"]), list(getattr(data, split)["text"]))
 
 
 def _tfidf(context: Context) -> dict[str, NDArray[np.int64]]:
     """Classes of the test rows by task, for those that TF-IDF can take."""
-    found = {name: tfidf_classes(task, "test") for name, task in context.tasks.items()}
-    return {name: classes_N for name, classes_N in found.items() if classes_N is not None}
+    return {name: tfidf_classes(task, "test") for name, task in context.tasks.items() if takes_tfidf(task)}
 
 
 def _tfidf_row(
