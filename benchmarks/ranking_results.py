@@ -91,6 +91,30 @@ def correlation_table(scored: Sequence[Scored], found: Correlations) -> list[str
     return [*lines, *(f"\nNo coefficient for {reason}." for reason in reasons)]
 
 
+def choice_table(scored: Sequence[Scored], found: Correlations) -> list[str]:
+    """Markdown: what choosing by inherited score gains in stand-alone score, and what the best choice would gain.
+
+    Both against the mean of the architectures of a seed and loss, which is what a random choice gains; of several with
+    the highest inherited score, their mean.
+    """
+    lines = [
+        "| loss | seed | highest inherited score - mean | highest stand-alone score - mean |",
+        "|---|---:|---:|---:|",
+    ]
+    for loss in LOSSES:
+        gains = []
+        for seed in (seed for seed, of in found if of == loss):
+            inherited_N, standalone_N = scores(scored, seed, loss)
+            chosen = standalone_N[inherited_N == inherited_N.max()].mean()
+            gains.append((chosen - standalone_N.mean(), standalone_N.max() - standalone_N.mean()))
+            lines.append(f"| {loss} | {seed} | {gains[-1][0]:+.4f} | {gains[-1][1]:+.4f} |")
+        if len(gains) > 1:
+            of_choice, of_best = zip(*gains)
+            means = " | ".join(_spread(values, "+.4f") for values in (of_choice, of_best))
+            lines.append(f"| {loss} | mean of {len(gains)} | {means} |")
+    return lines
+
+
 def tau_difference(scored: Sequence[Scored], seed: int) -> Coefficient | None:
     """Kendall's tau under the relational loss less that under MSE, None where one of them is not defined.
 
@@ -169,10 +193,10 @@ def _range(values_N: NDArray[np.float64]) -> str:
     return f"{values_N.min():.4f} to {values_N.max():.4f}"
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], form: str = ".3f") -> str:
     if len(values) < 2:
         return "not defined"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    return f"{np.mean(values):{form}} ± {np.std(values, ddof=1):{form.removeprefix('+')}}"
 
 
 @styled

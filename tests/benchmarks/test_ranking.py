@@ -14,7 +14,15 @@ import pytest
 import ranking
 import yaml
 from ranking import LOSSES, draw
-from ranking_results import Scored, correlation_table, correlations, difference_table, plot, tau_difference
+from ranking_results import (
+    Scored,
+    choice_table,
+    correlation_table,
+    correlations,
+    difference_table,
+    plot,
+    tau_difference,
+)
 from ranking_runs import Runs, open_runs
 from scipy import stats
 
@@ -168,6 +176,25 @@ def test_tables_of_given_scores() -> None:
     larger = [replace(one, params=2, mean_standalone=9.0) if one.blocks == ["3"] and one.loss == "mse" else one
               for one in everything]  # fmt: skip
     assert difference_table(larger)[2].endswith("| 19 | +0.2500 ± 0.0000 |")
+
+
+def test_a_choice_by_inherited_score_gains_over_the_mean() -> None:
+    both = {
+        (0, "relational"): ([0.1, 0.9, 0.2, 0.3], [0.5, 0.6, 0.7, 0.4]),
+        (1, "relational"): ([0.1, 0.2, 0.3, 0.9], [0.5, 0.6, 0.7, 0.4]),
+        # two with the highest inherited score
+        (0, "mse"): ([0.1, 0.9, 0.9, 0.3], [0.5, 0.6, 0.7, 0.6]),
+        (1, "mse"): ([0.1, 0.2, 0.3, 0.9], [0.1, 0.2, 0.3, 0.4]),
+    }
+    everything = [one for (seed, loss), pair in both.items() for one in scored(seed, loss, *pair)]
+    assert choice_table(everything, correlations(everything))[2:] == [
+        "| relational | 0 | +0.0500 | +0.1500 |",
+        "| relational | 1 | -0.1500 | +0.1500 |",
+        "| relational | mean of 2 | -0.0500 ± 0.1414 | +0.1500 ± 0.0000 |",
+        "| mse | 0 | +0.0500 | +0.1000 |",
+        "| mse | 1 | +0.1500 | +0.1500 |",
+        "| mse | mean of 2 | +0.1000 ± 0.0707 | +0.1250 ± 0.0354 |",
+    ]
 
 
 def test_equal_scores_have_no_coefficient_and_say_why() -> None:
