@@ -98,7 +98,7 @@ def choice_table(scored: Sequence[Scored], found: Correlations) -> list[str]:
     the highest inherited score, their mean.
     """
     lines = [
-        "| loss | seed | highest inherited score - mean | highest stand-alone score - mean |",
+        "| loss | seed | highest inherited score: its stand-alone score - mean | highest stand-alone score - mean |",
         "|---|---:|---:|---:|",
     ]
     for loss in LOSSES:

@@ -3,8 +3,8 @@
     python examples/causal_teacher.py causal-teacher
     elm-nni run elm-causal-nano --set teacher.name=./causal-teacher
 
-Learns a byte-level BPE vocabulary on the corpus and trains a GPT2LMHeadModel of transformers on it, in 80 minutes on
-one core and less on two. Killed and started again, it goes on from its last checkpoint. For your project, change the
+Learns a byte-level BPE vocabulary on the corpus and trains a GPT2LMHeadModel of transformers on it, in about 80
+minutes with one thread. Killed and started again, it goes on from its last checkpoint. For your project, change the
 corpus (a file, a hub data set, or a packaged one) and the sizes; any causal model of the hub serves as a teacher just
 as well, and needs none of this.
 """

@@ -81,8 +81,8 @@ def write_graph(
 def quantize_graph(source: Path, target: Path) -> Path:
     """Write ``source`` with weights and token table in 8 bits, activations quantised as they come; returns ``target``.
 
-    Weights are unsigned: products with signed ones overflow 16 bits on processors with AVX2 or AVX-512 but without VNNI,
-    and the file would give other answers there.
+    Weights are unsigned: sums of products with signed ones saturate at 16 bits on x86 processors that have AVX2 or
+    AVX-512 but no VNNI, and the file would give other answers there.
     """
     quantization = require("onnxruntime.quantization")
     prepared = target.with_name(f"{target.stem}.prepared.onnx")

@@ -73,7 +73,7 @@ def test_int8_is_smaller_and_its_difference_is_reported(exported: Exported) -> N
     assert report.int8_size_bytes == report.int8_path.stat().st_size
     # The token table, 4000 x 64 floats, takes a quarter in int8.
     assert report.size_bytes - report.int8_path.stat().st_size > 0.7 * 4 * VOCAB_SIZE * 64
-    # Logits reach 2; signed weights differ by 0.6 on a processor without VNNI, since their products overflow.
+    # Logits reach 2; signed weights differ by 0.6 on a processor without VNNI, where their sums saturate.
     assert 1e-6 < report.int8_difference < 0.1
 
 
