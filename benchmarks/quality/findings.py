@@ -29,6 +29,7 @@ QUESTIONS = (
     ("the teacher's token table as a start", BERT, BERT_RANDOM_TABLE),
     ("our blocks and embedding, with that table", _BEST, "stock BertConfig"),
     ("our blocks and embedding, random tables", BERT_RANDOM_TABLE, "stock BertConfig"),
+    ("the whole method or transformers' GPT-2", FULL, "stock GPT2Config"),
     ("our blocks and embedding, random tables", _BEST, "stock GPT2Config"),
     ("a new model or a cut teacher", FULL, "cut teacher"),
     ("a new model or a cut teacher", FULL, "cut teacher (SVD table)"),
