@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -73,6 +74,8 @@ def test_int8_is_smaller_and_its_difference_is_reported(exported: Exported) -> N
     assert report.int8_size_bytes == report.int8_path.stat().st_size
     # The token table, 4000 x 64 floats, takes a quarter in int8.
     assert report.size_bytes - report.int8_path.stat().st_size > 0.7 * 4 * VOCAB_SIZE * 64
+    weights = [one for one in onnx.load(report.int8_path).graph.initializer if one.name.endswith("_quantized")]
+    assert {one.data_type for one in weights} == {onnx.TensorProto.UINT8}
     # Logits reach 2; signed weights differ by 0.6 on a processor without VNNI, where their sums saturate.
     assert 1e-6 < report.int8_difference < 0.1
 
